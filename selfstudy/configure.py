@@ -1,0 +1,381 @@
+"""The only module that parses, binds, clears or prints gin.
+
+Gin alone checks no types, runs any import, and answers a misspelt name without a hint. Here
+each statement is read by gin's own parser, checked against what is registered (name,
+argument, type), and only then bound. Files are data: imports, dynamic registration and
+`@references()` are refused, and `include` stays inside `config/gin`.
+
+Precedence, applied once by `load`: `-g` files in order, then `-p`, then a search's values.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import importlib.util  # noqa: F401  (gin 0.5 uses it without importing it)
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gin
+from gin import config as gin_config
+from gin import config_parser
+
+import paths
+from selfstudy import registry
+from util.errors import UserError, nearest
+
+RETIRED = {
+    "session.use_apex": "session.precision = 'float16'",
+    "session.keep_bn_f32": "session.precision (autocast keeps batch norm in float32)",
+    "BaseDataset.use_fp16": "session.precision (data stay bytes until they are on the device)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is to be run: names of files under `config/gin` and `-p` bindings."""
+
+    gin: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+
+
+class _Delegate(config_parser.ParserDelegate):
+    """Builds macros (`%name`) and refuses `@references`, which can run code."""
+
+    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
+        raise UserError(f"'@{scoped_selector}': references are not supported; name it in quotes")
+
+    def macro(self, name: str) -> Any:
+        return gin_config.ParserDelegate().macro(name)
+
+
+def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
+    """Clear gin, then bind files, `-p` and a search's values, and lock the result.
+
+    `registry.discover` must have run, since gin admits no new configurables afterwards.
+
+    Raises:
+        UserError: an unknown file, name, argument or choice, or a value of a wrong type.
+    """
+    gin.clear_config()
+    for name in spec.gin:
+        _parse_file(name, ())
+    for text in spec.params:
+        _parse_param(text)
+    for name, value in flatten(overrides or {}).items():
+        _bind_name(name, literal(name, value), "ray config")
+    gin.finalize()
+
+
+def _parse_file(name: str, chain: tuple[str, ...]) -> None:
+    """Parse `config/gin/<name>.gin`; `include` names are relative to the same folder."""
+    name = name.removesuffix(".gin")
+    if name in chain:
+        raise UserError(f"config/gin/{name}.gin includes itself")
+    try:
+        path = paths.under(paths.GIN_DIR, name + ".gin")
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise UserError(f"-g {error}") from None
+    except OSError:
+        raise UserError(f"no config/gin/{name}.gin{nearest(name, gin_files())}") from None
+    _parse(text, f"config/gin/{name}.gin", (*chain, name))
+
+
+def gin_files() -> list[str]:
+    """The names that `-g` knows: files under `config/gin` that are not fragments."""
+    found = (path.relative_to(paths.GIN_DIR) for path in paths.GIN_DIR.rglob("*.gin"))
+    return sorted(str(path.with_suffix("")) for path in found if path.parts[0] != "base")
+
+
+def _parse_param(text: str) -> None:
+    if "\n" in text or "\r" in text:
+        raise UserError(f"-p takes one binding each: {text!r}")
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"-p '{text}': expected 'name = value', as in 'dataloader.batch_size = 64'")
+    _parse(text, f"-p '{text}'", ())
+
+
+def _parse(text: str, source: str, chain: tuple[str, ...]) -> None:
+    """Read statements with gin's parser and bind each; errors carry `source` and line."""
+    line = 0
+    try:
+        for statement in config_parser.ConfigParser(text, _Delegate()):
+            line = statement.location.line_num
+            where = f"{source}:{line}" if chain else source
+            if isinstance(statement, config_parser.IncludeStatement):
+                if not chain:
+                    raise UserError("include belongs into a file; use -g")
+                _parse_file(statement.filename, chain)
+            elif isinstance(statement, config_parser.ImportStatement):
+                raise UserError(f"{where}: import statements run code and are refused")
+            elif isinstance(statement, config_parser.BindingStatement):
+                _bind(statement.scope, statement.selector, statement.arg_name,
+                      statement.value, where)  # fmt: skip
+    except UserError as error:
+        if source in str(error) or not source:
+            raise
+        raise UserError(f"{source}: {error}", error.code) from None
+    except (SyntaxError, ValueError, RecursionError, IndentationError) as error:
+        raise UserError(f"{source}: {_syntax_hint(text, error)}") from None
+
+
+def _syntax_hint(text: str, error: Exception) -> str:
+    value = text.partition("=")[2].strip() if text.count("\n") == 0 else ""
+    if value and value.replace("_", "").replace(".", "").replace("-", "").isalnum():
+        name = text.partition("=")[0].strip()
+        return f"string values need quotes: '{name} = \"{value}\"'"
+    place = getattr(error, "lineno", None)
+    return f"cannot be parsed{f' (line {place})' if place else ''}: {error.args[0]}"
+
+
+def _bind_name(name: str, value: Any, where: str) -> None:
+    if name.count(".") < 1:
+        raise UserError(f"{where}: '{name}' is not of the form 'component.argument'")
+    scope, selector, argument = config_parser.parse_binding_key(name)
+    _bind(scope, selector, argument, value, where)
+
+
+def _bind(scope: str, selector: str, argument: str, value: Any, where: str) -> None:
+    if not argument:  # a macro: `name = value`
+        gin.bind_parameter((f"{scope}/{selector}" if scope else selector, "gin.macro", "value"), value)
+        return
+    name = f"{scope}/{selector}.{argument}" if scope else f"{selector}.{argument}"
+    known = parameters(selector, argument, where)
+    hint, default = known[argument]
+    if not isinstance(value, gin_config.ConfigurableReference):
+        value = checked(name, value, hint, default, where)
+    gin.bind_parameter((scope, selector, argument), value)
+
+
+def parameters(selector: str, argument: str | None = None, where: str = "") -> dict[str, tuple]:
+    """The configurable arguments of `selector`: name -> (annotation, default).
+
+    Raises:
+        UserError: nothing is called `selector`, or it has no such `argument`.
+    """
+    retired = RETIRED.get(f"{selector}.{argument}")
+    if retired:
+        raise UserError(f"{where}: '{selector}.{argument}' is retired; use {retired}")
+    matches = gin_config._REGISTRY.matching_selectors(selector)
+    if len(matches) != 1:
+        known = {key.rpartition(".")[2] for key in gin_config._REGISTRY if "gin." not in key}
+        raise UserError(f"{where}: nothing is called '{selector}'{nearest(selector, known)}")
+    entry = gin_config._REGISTRY[matches[0]]
+    function = entry.wrapped.__init__ if inspect.isclass(entry.wrapped) else entry.wrapped
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = {
+        key: (hints.get(key, Any), parameter.default)
+        for key, parameter in inspect.signature(function).parameters.items()
+        if key != "self" and key not in (entry.denylist or ())
+    }
+    if argument is not None and argument not in found:
+        raise UserError(f"{where}: '{selector}' has no parameter '{argument}'{nearest(argument, found)}")
+    return found
+
+
+def checked(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
+    """`value` in the type that `hint` asks for, or a `UserError` that says what was expected."""
+    fits, result = _fit(value, hint)
+    if not fits:
+        shown = f'"{value}"' if isinstance(value, str) else repr(value)
+        shown_default = "" if default in (inspect.Parameter.empty, gin.REQUIRED) else (
+            f"; the default is {default!r}")  # fmt: skip
+        raise UserError(
+            f"{where}: '{name}' takes {_describe(hint)}, not {shown} ({type(value).__name__})"
+            f"{shown_default}"
+        )
+    return result
+
+
+def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether `value` fits the annotation, and the value in that type (1e3 as int 1000)."""
+    origin = typing.get_origin(hint)
+    if hint is Any or hint is inspect.Parameter.empty:
+        return True, value
+    if origin is typing.Annotated:
+        fits, value = _fit(value, hint.__origin__)
+        for mark in hint.__metadata__:
+            if fits and value is not None and isinstance(mark, registry.Names):
+                registry.get(mark.kind, value)
+        return fits, value
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        exact = [option for option in options if option is type(value)]
+        for option in exact + [option for option in options if option not in exact]:
+            fits, result = _fit(value, option)
+            if fits:
+                return True, result
+        return False, value
+    if origin is typing.Literal:
+        return any(value == choice and type(value) is type(choice)
+                   for choice in typing.get_args(hint)), value  # fmt: skip
+    if hint is None or hint is type(None):
+        return value is None, value
+    if hint is bool:
+        return isinstance(value, bool), value
+    if hint is int:
+        integral = isinstance(value, float) and value.is_integer()
+        fits = not isinstance(value, bool) and (isinstance(value, int) or integral)
+        return fits, int(value) if fits else value
+    if hint is float:
+        fits = not isinstance(value, bool) and isinstance(value, (int, float))
+        return fits, float(value) if fits else value
+    if origin in (list, tuple) or hint in (list, tuple):
+        return _fit_sequence(value, hint)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict), value
+    return isinstance(value, hint), value
+
+
+def _fit_sequence(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Lists and tuples are interchangeable, since some searchers turn one into the other."""
+    if not isinstance(value, (list, tuple)):
+        return False, value
+    args = [arg for arg in typing.get_args(hint) if arg is not Ellipsis]
+    if (typing.get_origin(hint) or hint) is tuple and len(args) > 1:
+        if len(args) != len(value):
+            return False, value
+        items = [_fit(item, arg) for item, arg in zip(value, args, strict=True)]
+    else:
+        items = [_fit(item, args[0] if args else Any) for item in value]
+    return all(fits for fits, _ in items), [item for _, item in items]
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _describe(hint.__origin__)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Undo Ray's nesting at slashes: {'valid': {'dataloader.x': 1}} -> 'valid/dataloader.x'."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and "." not in str(key):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def literal(name: str, value: Any) -> Any:
+    """A search's value as a Python literal; gin silently drops anything else from its record."""
+    if isinstance(value, (list, tuple)):
+        return [literal(name, item) for item in value]
+    if isinstance(value, dict):
+        return {key: literal(name, item) for key, item in value.items()}
+    if hasattr(value, "item"):
+        value = value.item()
+    try:
+        same = ast.literal_eval(repr(value)) == value
+    except (ValueError, SyntaxError):
+        same = False
+    if not same:
+        raise UserError(f"ray config: '{name}' is {value!r}, which is no plain Python value")
+    return value
+
+
+def value(selector: str, argument: str, scope: str = "") -> Any:
+    """The value that `selector.argument` would get: bound in `scope`, bound, or its default."""
+    default = parameters(selector, argument)[argument][1]
+    with gin.config_scope(scope or None):
+        return gin.get_bindings(selector).get(argument, default)
+
+
+def would_build(root: str = "session") -> dict[str, dict[str, Any]]:
+    """Every configurable that building `root` would call -> its arguments with their values.
+
+    Nothing is built: the walk follows arguments that hold registered names (`session.task`),
+    the classes that these inherit from, and the `uses` of each.
+
+    Raises:
+        UserError: an argument without a default is not bound.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    todo = [root]
+    while todo:
+        scope, _, selector = todo.pop(0).rpartition("/")
+        name = f"{scope}/{selector}" if scope else selector
+        if name in found:
+            continue
+        known = parameters(selector)
+        with gin.config_scope(scope or None):
+            bound = gin.get_bindings(selector)
+        found[name] = {key: bound.get(key, default) for key, (_, default) in known.items()}
+        for key, item in found[name].items():
+            if item is gin.REQUIRED or item is inspect.Parameter.empty:
+                raise UserError(f"'{name}.{key}' has no value; add -p '{name}.{key} = ...'")
+            for mark in getattr(known[key][0], "__metadata__", ()):
+                if isinstance(mark, registry.Names) and item is not None:
+                    todo += _configurables(registry.get(mark.kind, item))
+        target = gin_config._REGISTRY.get_match(selector).wrapper
+        todo += list(getattr(target, "uses", ()))
+    return found
+
+
+def _configurables(cls: type) -> list[str]:
+    """The gin names of a class and of those that it inherits from."""
+    entries = (gin_config._INVERSE_REGISTRY.get(base) for base in cls.__mro__)
+    named = [entry.name for entry in entries if entry]
+    return named or list(getattr(cls, "uses", ()))
+
+
+def bound() -> dict[str, Any]:
+    """All bindings as they stand: name -> value."""
+    return _flat(gin_config._CONFIG)
+
+
+def operative() -> dict[str, Any]:
+    """The values that were used so far, defaults included: name -> value."""
+    return _flat(gin_config._OPERATIVE_CONFIG)
+
+
+def _flat(config: dict) -> dict[str, Any]:
+    flat = {}
+    for (scope, selector), arguments in config.items():
+        if selector.startswith("gin."):
+            continue
+        name = selector.rpartition(".")[2]
+        for argument, item in arguments.items():
+            flat[f"{scope}/{name}.{argument}" if scope else f"{name}.{argument}"] = item
+    return dict(sorted(flat.items()))
+
+
+def operative_text() -> str:
+    """The operative configuration as gin text, which parses back to the same objects."""
+    return gin.operative_config_str()
+
+
+def text_of(parts: dict[str, dict[str, Any]]) -> str:
+    """`would_build` as gin text, one binding a line."""
+    lines = [f"{name}.{key} = {item!r}" for name, arguments in parts.items()
+             for key, item in arguments.items()]  # fmt: skip
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Call configurables under the scope `name`, such as 'train'."""
+    with gin.config_scope(name):
+        yield
+
+
+def ray_file(name: str) -> Path:
+    """The path of `config/ray/<name>.py`, or a `UserError` with the nearest known name."""
+    known = sorted(str(path.relative_to(paths.RAY_DIR).with_suffix(""))
+                   for path in paths.RAY_DIR.rglob("*.py"))  # fmt: skip
+    if name.removesuffix(".py") not in known:
+        raise UserError(f"no ray config is called '{name}'{nearest(name, known)}")
+    return paths.under(paths.RAY_DIR, name.removesuffix(".py") + ".py")

@@ -1,0 +1,114 @@
+"""From images to a data file: resizing, splitting, normalisation constants, writing."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from util.fetch import progress
+
+STD_FLOOR = 1.0  # of 255, for channels that never vary
+
+
+@dataclass
+class Source:
+    """Images to be prepared.
+
+    Attributes:
+        count: N.
+        images: blocks [n, 3, H, W] uint8 RGB that add up to N.
+        targets: array name in the file -> [N] int64.
+        splits: rows of each split in the order of the file; without 'valid' it is cut off the
+            end of 'train' when the file is opened.
+        fit: the leading rows from which mean and std are computed.
+        classes: names of the classes; empty when there are no labels.
+    """
+
+    count: int
+    images: Iterable[np.ndarray]
+    targets: dict[str, np.ndarray]
+    splits: dict[str, int]
+    fit: int
+    classes: list[str] = field(default_factory=list)
+
+
+def _ranks(labels: np.ndarray, draw: np.random.RandomState) -> np.ndarray:
+    """[N] random position of each row among those of its class, from 0."""
+    order = draw.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    ranks = np.empty(len(labels), np.int64)
+    ranks[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return ranks
+
+
+def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """An order of the rows in which every beginning holds all classes equally often (+-1).
+
+    A class that runs out leaves its turn to the others. `RandomState` is frozen: the order is
+    the same with every version of numpy.
+    """
+    draw = np.random.RandomState(seed)
+    ranks = _ranks(labels, draw)
+    turn = draw.permutation(int(labels.max()) + 1)
+    return np.lexsort((turn[labels], ranks))
+
+
+def stratified(labels: np.ndarray, sizes: dict[str, int], seed: int) -> np.ndarray:
+    """[N] row numbers, split after split, with the classes in proportion in each.
+
+    Args:
+        labels: [N] int64; all alike where there are none.
+        sizes: rows of 'train', 'valid' and 'test', that add up to N.
+        seed: of the draw; the order inside a split is random, too.
+    """
+    draw = np.random.RandomState(seed)
+    ranks = _ranks(labels, draw)
+    order = np.argsort((ranks + draw.uniform(size=len(labels))) / np.bincount(labels)[labels])
+    ends = np.cumsum([sizes["test"], sizes["valid"]])
+    test, valid, train = (draw.permutation(part) for part in np.split(order, ends))
+    return np.concatenate([train, valid, test])
+
+
+def resized(images: np.ndarray, res: int) -> np.ndarray:
+    """Bytes [n, C, h, w] as RGB bytes [n, 3, res, res]: bilinear, grey repeated."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    if tuple(pixels.shape[2:]) != (res, res):
+        pixels = F.interpolate(pixels.float(), (res, res), mode="bilinear", antialias=True)
+        pixels = pixels.round().clamp(0, 255).byte()
+    return pixels.expand(-1, 3, -1, -1).numpy()
+
+
+def fill(file: h5py.File, path: Path, source: Source) -> None:
+    """Write the images, targets, normalisation and splits of `source` into a new file."""
+    file.attrs["splits"] = json.dumps(source.splits)
+    file.attrs["classes"] = json.dumps(source.classes)
+    file.attrs["space"] = "rgb"
+    for name, values in source.targets.items():
+        file[name] = np.asarray(values, np.int64)
+    show = progress(f"preparing {path}", source.count)
+    sums, squares, pixels, done = np.zeros(3), np.zeros(3), 0, 0
+    for block in source.images:
+        if not done:
+            data = file.create_dataset("data", (source.count, *block.shape[1:]), np.uint8)
+        data[done : done + len(block)] = block
+        fit = block[: max(0, source.fit - done)].astype(np.float64)
+        sums += fit.sum((0, 2, 3))
+        squares += (fit**2).sum((0, 2, 3))
+        pixels += fit[:, 0].size
+        done += len(block)
+        show(done)
+    mean = sums / pixels
+    file.attrs["mean"] = mean
+    file.attrs["std"] = np.sqrt(squares / pixels - mean**2).clip(STD_FLOOR)
+
+
+def in_blocks(images: np.ndarray, convert: Callable, size: int = 1000) -> Iterator[np.ndarray]:
+    """`convert(images)` block by block, so that conversions need little memory."""
+    for start in range(0, len(images), size):
+        yield convert(images[start : start + size])

@@ -1,0 +1,62 @@
+"""Rotation prediction (Gidaris, Singh, Komodakis, ICLR 2018, arXiv 1803.07728).
+
+Each image is turned by 0, 90, 180 or 270 degrees, and a linear layer on its feature says by
+which. Published with ResNet-9 on CIFAR-10: 100 rounds at a peak rate of 0.001.
+"""
+
+import dataclasses
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfstudy.augment import Rotate90
+from selfstudy.models.resnet import ResnetModel
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Features, Output
+
+ANGLES = 4
+
+
+@register("backbone", "rotate")
+class RotateModel(ResnetModel):
+    """A residual network with a linear layer that tells four angles apart."""
+
+    def __init__(self, info: DataInfo, run_selfsup: bool):
+        super().__init__(info, run_selfsup)
+        if run_selfsup:
+            self.angle = nn.Linear(self.out_feats, ANGLES)
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """Logits over the angles, [B, 4]."""
+        return {"angle": self.angle(feats[0].pooled)}
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class RotateTask(PretextTask):
+    """Cross-entropy over the angle; needs `Wrapper.model_choice = 'rotate'`."""
+
+    def __init__(self, info: DataInfo):
+        super().__init__(info)
+        self.turn = Rotate90()
+
+    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Turn each view by an angle of its own; dense targets [B, H, W] turn with it."""
+        images = batch.views[0]
+        count, _, height, width = images.shape
+        params = self.turn.draw(count, height, width, generator, images.device)
+        targets = {
+            name: self.turn.apply(item, params) if item.ndim == 3 else item
+            for name, item in batch.targets.items()
+        }
+        targets["angle"] = params[:, 0].long()
+        return dataclasses.replace(batch, views=(self.turn.apply(images, params),), targets=targets)
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """Four-way cross-entropy (nats) and accuracy."""
+        logits, truth = out.selfsup["angle"].float(), batch.targets["angle"]
+        hits = logits.detach().argmax(1) == truth
+        return {"loss": F.cross_entropy(logits, truth), "accuracy": hits.float().mean()}

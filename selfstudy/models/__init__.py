@@ -1,0 +1,1 @@
+"""Networks: images to features, features to probe logits."""

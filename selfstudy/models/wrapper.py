@@ -1,0 +1,139 @@
+"""A backbone with probes: linear and MLP heads that read its features while it trains."""
+
+import contextlib
+
+import gin
+import torch
+from torch import Tensor, nn
+
+from selfstudy import registry, snapshot
+from selfstudy.models.resnet import BackboneName
+from selfstudy.registry import register
+from selfstudy.types import Batch, DataInfo, Output
+from util.errors import UserError
+
+ENCODER = "backbone.encoder."
+PROBES = "probes."
+
+
+class _Mlp(nn.Sequential):
+    """Linear (no bias), batch norm, ReLU, linear; the hidden width is the feature's."""
+
+    def __init__(self, feats: int, classes: int, dense: bool):
+        norm = nn.BatchNorm2d if dense else nn.BatchNorm1d
+        super().__init__(
+            _linear(feats, feats, dense, bias=False),
+            norm(feats),
+            nn.ReLU(inplace=True),
+            _linear(feats, classes, dense),
+        )
+
+
+def _linear(feats: int, classes: int, dense: bool, bias: bool = True) -> nn.Module:
+    return nn.Conv2d(feats, classes, 1, bias=bias) if dense else nn.Linear(feats, classes, bias)
+
+
+@register("model")
+@gin.configurable(denylist=["info"])
+class Wrapper(nn.Module):
+    """A backbone and, for each target, a linear ('fc') and an MLP ('mlp') probe.
+
+    Args:
+        info: what the data are.
+        model_choice: the backbone, 'resnet' or a pretraining method.
+        out_classes: classes of each probe, in the order class, pose (dense: segment, depth);
+            None takes the targets that the data have.
+        pretrained: "EXP/name" of a snapshot whose weights to start from.
+        ignore_pretrained_fc: leave the snapshot's probes out.
+        finetune_classifier: let the probes' gradients reach the backbone; otherwise they read
+            detached features.
+        finetune_selfsup: False freezes the backbone, batch norm in evaluation mode.
+        run_selfsup: run the pretraining method beside the probes.
+        run_classifier: run the probes.
+        warmup_fc: for so many steps only the probes (and a method's heads) learn.
+        dense_pred: probes at each position of the feature map.
+    """
+
+    def __init__(
+        self,
+        info: DataInfo,
+        model_choice: BackboneName = "resnet",
+        out_classes: list[int] | None = None,
+        pretrained: str | None = None,
+        ignore_pretrained_fc: bool = True,
+        finetune_classifier: bool = False,
+        finetune_selfsup: bool = True,
+        run_selfsup: bool = True,
+        run_classifier: bool = True,
+        warmup_fc: int = 0,
+        dense_pred: bool = False,
+    ):
+        super().__init__()
+        self.finetune_classifier = finetune_classifier
+        self.finetune_selfsup = finetune_selfsup
+        self.run_selfsup = run_selfsup
+        self.warmup_fc = warmup_fc
+        self.dense_pred = dense_pred
+        self.steps = 0  # optimizer steps so far; the session keeps it
+        self.backbone = registry.get("backbone", model_choice)(info, run_selfsup)
+        feats = self.backbone.dense_feats if dense_pred else self.backbone.out_feats
+        self.probes = nn.ModuleDict()
+        for target, classes in _targets(info, out_classes, dense_pred).items():
+            if run_classifier:
+                self.probes[f"fc/{target}"] = _linear(feats, classes, dense_pred)
+                self.probes[f"mlp/{target}"] = _Mlp(feats, classes, dense_pred)
+        self.report: str | None = None
+        if pretrained:
+            self._load(pretrained, ignore_pretrained_fc)
+        if not finetune_selfsup:
+            self.backbone.encoder.requires_grad_(False)
+
+    def _load(self, name: str, ignore_probes: bool) -> None:
+        found = snapshot.resolve(name)
+        state = found.state()["model"]
+        if ignore_probes:
+            state = {key: item for key, item in state.items() if not key.startswith(PROBES)}
+        report = snapshot.load_weights(self, state, lambda key: not key.startswith(ENCODER))
+        self.report = f"weights from {found.name}: {report}"
+
+    def train(self, mode: bool = True) -> "Wrapper":
+        """A frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if not self.finetune_selfsup:
+            self.backbone.encoder.eval()
+        return self
+
+    def forward(self, batch: Batch) -> Output:
+        """Probe logits of the first view, and the method's own outputs of all views."""
+        frozen = not self.finetune_selfsup or (self.training and self.steps < self.warmup_fc)
+        with torch.no_grad() if frozen else contextlib.nullcontext():
+            feats = tuple(self.backbone.encode(view) for view in batch.views)
+        read = feats[0].dense if self.dense_pred else feats[0].pooled
+        if not self.finetune_classifier:
+            read = read.detach()
+        logits = {name: probe(read) for name, probe in self.probes.items()}
+        selfsup: dict[str, Tensor] = {}
+        if self.run_selfsup:
+            selfsup = self.backbone.selfsup(feats, batch)
+        return Output(logits, selfsup, feats[0])
+
+    def after_step(self, progress: float) -> None:
+        """Passed on to the method after each optimizer step; progress in [0, 1]."""
+        self.backbone.after_step(progress)
+
+
+def _targets(info: DataInfo, out_classes: list[int] | None, dense: bool) -> dict[str, int]:
+    """Probe name -> outputs; regression has one."""
+    order = ("segment", "depth") if dense else ("class", "pose")
+    if out_classes is None:
+        return {name: info.targets[name] or 1 for name in order if name in info.targets}
+    if len(out_classes) > len(order):
+        raise UserError(f"Wrapper.out_classes = {out_classes}: at most two, for {order}")
+    wanted = dict(zip(order, out_classes, strict=False))
+    for name, classes in wanted.items():
+        if info.targets.get(name, 0) > classes:
+            raise UserError(
+                f"Wrapper.out_classes = {out_classes}: the data have {info.targets[name]} "
+                f"classes of '{name}'"
+            )
+    return wanted

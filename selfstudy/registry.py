@@ -1,0 +1,65 @@
+"""Names that users type in strings, and the classes that they stand for.
+
+`session.task = 'RotateTask'` and `Wrapper.model_choice = 'rotate'` resolve here, so that a
+misspelt name is answered with the nearest known one. A file in `datasets/`, `tasks/`,
+`models/` or `methods/` registers its classes by decorating them; nothing else is to be edited.
+"""
+
+import importlib
+import pkgutil
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+from util.errors import UserError, nearest
+
+T = TypeVar("T")
+PACKAGES = ("datasets", "tasks", "models", "methods")
+
+_known: dict[str, dict[str, type]] = defaultdict(dict)
+
+
+class Names:
+    """Marks a string argument as a registered name: `task: Annotated[str, Names('task')]`."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+
+def register(kind: str, name: str | None = None) -> Callable[[T], T]:
+    """Class decorator that adds a class of `kind` under `name` (default: the class's own).
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def add(cls: T) -> T:
+        key = name or cls.__name__
+        other = _known[kind].setdefault(key, cls)
+        if other is not cls:
+            raise ValueError(f"{kind} '{key}' is both {other} and {cls}")
+        return cls
+
+    return add
+
+
+def get(kind: str, name: str) -> type:
+    """The class of `kind` called `name`; a `UserError` names the nearest when there is none."""
+    try:
+        return _known[kind][name]
+    except (KeyError, TypeError):
+        raise UserError(f"no {kind} is called {name!r}{nearest(name, _known[kind])}") from None
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of `kind`, sorted."""
+    return sorted(_known[kind])
+
+
+def discover() -> None:
+    """Import every file of the packages that may register something, in the order of names."""
+    for package in PACKAGES:
+        found = importlib.import_module(f"selfstudy.{package}")
+        for module in sorted(info.name for info in pkgutil.iter_modules(found.__path__)):
+            importlib.import_module(f"selfstudy.{package}.{module}")
+    importlib.import_module("selfstudy.session")

@@ -1,0 +1,244 @@
+"""One training run on one device: `Session.round` tells the whole story."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import gin
+import torch
+
+from selfstudy import optim, registry, snapshot
+from selfstudy.augment import augment
+from selfstudy.loader import Loader, dataloader
+from selfstudy.registry import Names
+from util import meters
+from util.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+Report = Callable[[str, int, int], None]  # split, minibatches done, minibatches in all
+
+
+def derived_seed(*parts: Any) -> int:
+    """A 63-bit seed from any plain values, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+@gin.configurable("session", denylist=["device"])
+class Session:
+    """Trains a model on a task; knows nothing of Ray, command lines or folders.
+
+    Args:
+        device: where everything runs.
+        model, dataset, task: registered names.
+        train_iters: minibatches a round; -1 is one pass over the rows that are on the device.
+        valid_iters: the same for validation, -1 the whole split, 0 none.
+        test_iters: the same for testing, which happens in the last round only (see
+            `test_every`).
+        test_every: rounds between two tests; 0 tests in the last round only.
+        precision: 'auto' is float32 on a CPU, and on CUDA bfloat16 where it is supported,
+            else float16.
+        compile: use torch.compile on the model.
+        restore_session: "EXP/name" of a snapshot to continue in full: weights, optimizer,
+            schedule and counters.
+        seed: of everything random.
+
+    Raises:
+        UserError: names, shapes or settings that do not fit together.
+    """
+
+    uses = ("train/dataloader", "valid/dataloader", "test/dataloader", "augment", "optimizer",
+            "scheduler")  # fmt: skip
+
+    def __init__(
+        self,
+        device: torch.device,
+        model: Annotated[str, Names("model")] = "Wrapper",
+        dataset: Annotated[str, Names("dataset")] = "DigitsDataset",
+        task: Annotated[str, Names("task")] = "ClassifyTask",
+        train_iters: int = -1,
+        valid_iters: int = -1,
+        test_iters: int = 0,
+        test_every: int = 0,
+        precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        compile: bool = False,
+        restore_session: str | None = None,
+        seed: int = 0,
+    ):
+        self.device = torch.device(device)
+        self.iters = dict(zip(SPLITS, (train_iters, valid_iters, test_iters), strict=True))
+        self.test_every = test_every
+        self.seed = seed
+        torch.manual_seed(derived_seed(seed, "build"))
+        self.precision = _precision(precision, self.device)
+        self.loaders = {split: self._loader(dataset, split)
+                        for split in SPLITS if self.iters[split] != 0}  # fmt: skip
+        if "train" not in self.loaders:
+            raise UserError("session.train_iters = 0: a session trains; use -1 or a number")
+        info = self.loaders["train"].dataset.info
+        self.task = registry.get("task", task)(info)
+        self.model = registry.get("model", model)(info)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.model) if compile else self.model
+        trained = [item for item in self.model.parameters() if item.requires_grad]
+        if not trained:
+            raise UserError("nothing is left to train: see Wrapper.finetune_selfsup, run_classifier")
+        self.optimizer = optim.optimizer(trained)
+        self.schedule = optim.scheduler(self.optimizer)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision is torch.float16
+        )
+        self.log = {"train": meters.RunningMean()}
+        self.rounds_done = 0
+        self.steps = 0
+        self.best_accuracy: float | None = None
+        if restore_session:
+            self.load_state_dict(snapshot.resolve(restore_session).state())
+
+    def _loader(self, dataset: str, split: str) -> Loader:
+        data = registry.get("dataset", dataset)(split)
+        augmentation = augment(data.info, split == "train")
+        with gin.config_scope(split):
+            return dataloader(data, augmentation, self.device)
+
+    @property
+    def rounds(self) -> float:
+        """Rounds in the whole run."""
+        return self.schedule.rounds
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last milestone has been reached."""
+        return self.rounds_done >= self.rounds
+
+    def round(self, report: Report = lambda *_: None) -> dict[str, float]:
+        """One round of training, validation and, when it is due, testing.
+
+        Args:
+            report: told the split and the minibatches done, to show progress.
+
+        Returns:
+            train_*, valid_* and test_* means, the images per second, `mean_accuracy` (that of
+            the validation, or of the training without one), `best_accuracy`, `is_finished`.
+        """
+        # Everything random in a round derives from the seed and the round's number, so that a
+        # resumed run draws what an uninterrupted one would have drawn.
+        torch.manual_seed(derived_seed(self.seed, "round", self.rounds_done))
+        start = time.perf_counter()
+        images = self._train(report)
+        log: dict[str, Any] = {"train": self.log["train"]}
+        train_seconds = self._seconds(start)
+        for split in ("valid", "test"):
+            if split in self.loaders and (split == "valid" or self._test_is_due()):
+                log[split] = self._evaluate(split, report)
+        self.rounds_done += 1
+        numbers = meters.read(log)
+        self.schedule.after_round(numbers)
+        accuracy = numbers.get("valid_accuracy", numbers.get("train_accuracy"))
+        if accuracy is not None:
+            self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
+            numbers |= {"mean_accuracy": accuracy, "best_accuracy": self.best_accuracy}
+        return numbers | {
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "images_per_s": images / train_seconds,
+            "round_s": self._seconds(start),
+            "round": self.rounds_done,
+            "training_iteration": self.rounds_done,
+            "rounds": self.rounds,
+            "is_finished": self.finished,
+        }
+
+    def _seconds(self, start: float) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - start
+
+    def _test_is_due(self) -> bool:
+        number = self.rounds_done + 1
+        return number >= self.rounds or bool(self.test_every and number % self.test_every == 0)
+
+    def _train(self, report: Report) -> int:
+        """A round of optimizer steps; returns the number of images."""
+        loader, images = self.loaders["train"], 0
+        loader.set_round(self.seed, self.rounds_done)
+        generator = self._generator("train")
+        count = len(loader) if self.iters["train"] < 0 else self.iters["train"]
+        self.model.train()
+        for step, batch in enumerate(loader.batches(self.iters["train"])):
+            progress = self.rounds_done + step / count
+            self.schedule.before_step(progress)
+            self.model.steps = self.steps
+            batch = self.task.prepare(batch, generator)
+            with self._autocast():
+                out = self.forward(batch)
+                loss, metrics = self.task.evaluate(batch, out)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.steps += 1
+            self.model.after_step(min(1.0, progress / self.rounds))
+            self.log["train"].update(metrics, len(batch.idxs))
+            images += len(batch.idxs) * len(batch.views)
+            report("train", step + 1, count)
+        return images
+
+    @torch.inference_mode()
+    def _evaluate(self, split: str, report: Report) -> meters.WeightedMean:
+        loader, mean = self.loaders[split], meters.WeightedMean()
+        loader.set_round(self.seed, 0)  # the same draws in every round, so that rounds compare
+        generator = self._generator(split, 0)
+        count = len(loader) if self.iters[split] < 0 else self.iters[split]
+        self.model.eval()
+        for step, batch in enumerate(loader.batches(self.iters[split])):
+            batch = self.task.prepare(batch, generator)
+            with self._autocast():
+                _, metrics = self.task.evaluate(batch, self.forward(batch))
+            mean.update(metrics, len(batch.idxs))
+            report(split, step + 1, count)
+        return mean
+
+    def _generator(self, split: str, number: int | None = None) -> torch.Generator:
+        number = self.rounds_done if number is None else number
+        seed = derived_seed(self.seed, "task", split, number)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.precision is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    def state_dict(self) -> dict:
+        """Everything that a run needs to continue: tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "log": self.log["train"].state_dict(),
+            "rounds_done": self.rounds_done,
+            "steps": self.steps,
+            "best_accuracy": self.best_accuracy,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where `state_dict` was taken; every tensor must match."""
+        snapshot.load_weights(self.model, state["model"], lambda name: False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.log["train"].load_state_dict(state["log"], self.device)
+        self.rounds_done = state["rounds_done"]
+        self.steps = state["steps"]
+        self.best_accuracy = state["best_accuracy"]
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        return torch.float32
+    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if supported else torch.float16

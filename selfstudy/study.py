@@ -1,0 +1,193 @@
+"""The Ray side: the only module of the package that imports Ray.
+
+Ray schedules and restarts; it records nothing that is ever read back. Each trial writes its
+own folder (`trial.py`), and a worker that dies is continued from the newest checkpoint that
+verifies there. What is left to do is read from the plan, never from Ray's own state.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+
+import numpy as np
+import ray
+from ray import tune
+from ray.tune.search.variant_generator import generate_variants
+
+import paths
+from selfstudy import plan as plans
+from selfstudy.trial import Rules, Trial, note_failure, use_threads
+from util.errors import UserError
+from util.progress import Progress
+
+FORWARDED = ("SELFSTUDY_DATA", "SELFSTUDY_EXP", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def variants(config: dict[str, Any], samples: int, seed: int = 0) -> list[dict[str, Any]]:
+    """All trials of a search space: the grid, `samples` times, with its random values drawn."""
+    random = np.random.RandomState(seed)
+    return [
+        spec["config"]
+        for _ in range(samples)
+        for _, spec in generate_variants({"config": config}, random_state=random)
+    ]
+
+
+class Worker(tune.Trainable):
+    """One trial inside a Ray actor; the next trial reuses the actor."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Build trial number `config['number']` of the plan in `config['folder']`."""
+        self._quiet = contextlib.ExitStack()
+        if config["quiet"]:
+            nowhere = self._quiet.enter_context(open(os.devnull, "w"))
+            self._quiet.enter_context(contextlib.redirect_stdout(nowhere))
+            self._quiet.enter_context(contextlib.redirect_stderr(nowhere))
+        plan = plans.Plan.read(Path(config["folder"]))
+        row = plan.rows[config["number"]]
+        self._folder = plan.folder / row.name
+        use_threads(config["cpus"])
+        self._trial = self._noting(
+            lambda: Trial(plan.spec, row.overrides, self._folder, Rules(**plan.rules))
+        )
+
+    def step(self) -> dict[str, Any]:
+        """One round."""
+        return dict(self._noting(self._trial.step))
+
+    def _noting(self, act):
+        try:
+            return act()
+        except Exception as error:
+            note_failure(self._folder, error)
+            raise
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial in the same process; `Trial` clears gin and seeds everything."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Our own checkpoint, in the trial's folder; Ray gets its path."""
+        return {"folder": str(self._trial.save(self._trial.result))}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Nothing to do: `setup` continues from the newest checkpoint in the folder."""
+
+    def cleanup(self) -> None:
+        """Close what the trial writes to."""
+        if hasattr(self, "_trial"):
+            self._trial.close()
+        self._quiet.close()
+
+
+class _Watch(tune.Callback):
+    """Tells the progress what Ray's trials do."""
+
+    def __init__(self, plan: plans.Plan, progress: Progress):
+        self.plan, self.progress = plan, progress
+        self.failed: dict[str, str] = {}
+
+    def _name(self, trial) -> str:
+        return self.plan.rows[trial.config["number"]].name
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        self.progress.round(self._name(trial), result)
+
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        self.progress.say(f"{self._name(trial)}: its worker died; it continues")
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        self.progress.end(self._name(trial))
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        name = self._name(trial)
+        self.failed[name] = _first_line(self.plan.folder / name)
+        self.progress.end(name, self.failed[name])
+
+
+def _first_line(folder: Path) -> str:
+    """The last line of a trial's traceback, which says what was wrong."""
+    try:
+        lines = (folder / paths.ERROR).read_text(encoding="utf-8").strip().splitlines()
+    except OSError:
+        return "its worker died"
+    return lines[-1] if lines else "unknown"
+
+
+def start(address: str | None, quiet: bool) -> tuple[float, float]:
+    """Start Ray here, or connect to a cluster; returns its CPUs and GPUs.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    # Workers put the driver's folder first on their path: a file of the user's called util.py
+    # there would replace ours.
+    os.chdir(paths.ROOT)
+    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": "error"}
+    if address:
+        forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
+        options["runtime_env"] = {"env_vars": forwarded}
+    try:
+        ray.init(address=address or "local", include_dashboard=None if address else False,
+                 **options)  # fmt: skip
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"no Ray cluster at '{address}': {first}") from None
+    have = ray.cluster_resources()
+    return have.get("CPU", 0.0), have.get("GPU", 0.0)
+
+
+def run(
+    plan: plans.Plan, progress: Progress, resources: dict[str, float], quiet: bool
+) -> dict[str, str]:
+    """Run the unfinished trials on the Ray that `start` reached; returns the failed ones."""
+    todo = {row.name for row in plan.unfinished()}
+    numbers = [number for number, row in enumerate(plan.rows) if row.name in todo]
+    record = plan.folder / ".ray"
+    watch = _Watch(plan, progress)
+    tuner = tune.Tuner(
+        tune.with_resources(Worker, resources),
+        param_space={
+            "folder": str(plan.folder),
+            "number": tune.grid_search(numbers),
+            "cpus": resources.get("cpu", 1),
+            "quiet": quiet,
+        },
+        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=_short, trial_name_creator=_short),
+        run_config=tune.RunConfig(
+            name="run",
+            storage_path=str(record),
+            callbacks=[watch],
+            failure_config=tune.FailureConfig(max_failures=plan.exp_args["max_failures"]),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(record, ignore_errors=True)
+    return watch.failed
+
+
+def _short(trial) -> str:
+    return f"{trial.config['number']:04d}"
+
+
+def stop() -> None:
+    """Leave Ray, ending it where `start` had started it."""
+    ray.shutdown()
+    sys.stderr.flush()

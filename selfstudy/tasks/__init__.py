@@ -1,0 +1,1 @@
+"""What is predicted, its loss and its metrics, one file a task."""

@@ -1,0 +1,53 @@
+"""One kind of error for what a user can mend: a single clear line and an exit code."""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; `main.py` prints it as one line.
+
+    The text says what came, what was expected and what to type. `code` is the exit code:
+    2 for usage and configuration, 4 when something exists already or is in use.
+    """
+
+    def __init__(self, text: str, code: int = 2):
+        super().__init__(text)
+        self.code = code
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A hint such as " - did you mean 'batch_size'? (known: a, b)", to end an error line."""
+    options = sorted(options)
+    folded = {option.lower(): option for option in reversed(options)}
+    close = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
+    hint = f" - did you mean '{folded[close[0]]}'?" if close else ""
+    listed = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
+    return f"{hint} (known: {listed})" if options else hint
+
+
+def printable(text: object) -> str:
+    """`text` on one line without control characters, so that no name can drive a terminal."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+
+
+def reports_errors(main: Callable[..., int | None]) -> Callable[..., None]:
+    """Wrap a command's `main`: exit with its code, and show a `UserError` as one line."""
+
+    @functools.wraps(main)
+    def run(*args) -> None:
+        try:
+            code = main(*args)
+        except UserError as error:
+            print(f"error: {printable(error)}", file=sys.stderr)
+            code = error.code
+        except BrokenPipeError:  # the reader of our output went away (| head)
+            sys.stderr.close()
+            code = 0
+        except KeyboardInterrupt:
+            code = 130
+        sys.exit(code or 0)
+
+    return run
