@@ -28,9 +28,10 @@ def parser() -> argparse.ArgumentParser:
     add = flags.add_argument
     add("-e", "--exp_id", help="name of the experiment, a folder below exp/ (default: made up)")
     add("-r", "--ray_config", help="file below config/ray (default: single_run)")
-    add("-g", "--gin_config", nargs="+", action="extend", default=[], metavar="FILE",
-        help="files below config/gin, later ones win (default: digits/r9/classify)")  # fmt: skip
-    add("-p", "--gin_param", nargs="+", action="extend", default=[], metavar="'NAME = VALUE'",
+    many = {"nargs": "+", "action": "extend", "default": []}
+    add("-g", "--gin_config", **many, metavar="FILE",
+        help=f"files below config/gin, later ones win (default: {DEFAULT_GIN[0]})")  # fmt: skip
+    add("-p", "--gin_param", **many, metavar="'NAME = VALUE'",
         help="gin bindings, which win over files")  # fmt: skip
     add("-l", "--local_mode", action="store_true",
         help="run in this process, one trial after another, without Ray")  # fmt: skip
@@ -80,15 +81,17 @@ def _stored(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def checked(plan: Plan, data: bool) -> list[float]:
+def checked(plan: Plan, build: bool) -> list[float]:
     """Check every trial before anything starts; returns the rounds of each."""
     from selfstudy import trial
 
-    parts = [trial.check(plan.spec, row.overrides, data) for row in plan.rows]
+    parts = [trial.check(plan.spec, row.overrides, build) for row in plan.rows]
     return [part["scheduler"]["milestones"][-1] for part in parts]
 
 
-def show_plan(plan: Plan, rounds: list[float], resources: dict[str, float], gpus: float) -> None:
+def show_plan(
+    plan: Plan, rounds: list[float], resources: dict[str, float], gpus: float
+) -> None:
     """Print the trials with what varies between them, and what each asks for."""
     names = plan.varying() or sorted({name for row in plan.rows for name in row.overrides})
     rows = [[row.name, *(row.overrides.get(name, "") for name in names), f"{count:g}"]
@@ -125,7 +128,9 @@ def show_next(plan: Plan) -> None:
     print("\nnext:")
     print(f"  python misc/move_snapshots.py -e {plan.exp_id}{pattern} -m")
     if not many:
-        print(f"  python main.py -p 'Wrapper.pretrained = \"{plan.exp_id}/{plan.rows[0].name}\"'")
+        print(
+            f"  python main.py -p 'Wrapper.pretrained = \"{plan.exp_id}/{plan.rows[0].name}\"'"
+        )
         print("  python main.py -e grid -r grid_search -g digits/r9/classify")
         print("  python main.py -g fashion/r9/classify")
         print("  python main.py -g cifar/r9/classify -p 'dataloader.batch_size=128'")
@@ -139,8 +144,11 @@ def execute(plan: Plan, rounds: list[float], args: argparse.Namespace) -> int:
         if not args.resume:
             plan.write()
         left = {row.name for row in plan.unfinished()}
-        todo = sum(count - plan.last(row).get("round", 0)
-                   for row, count in zip(plan.rows, rounds, strict=True) if row.name in left)  # fmt: skip
+        todo = sum(
+            count - plan.last(row).get("round", 0)
+            for row, count in zip(plan.rows, rounds, strict=True)
+            if row.name in left
+        )
         if args.resume:
             print(f"resuming {len(plan.rows)} trials: {len(plan.rows) - len(left)} done, "
                   f"{len(left)} to run")  # fmt: skip
@@ -184,9 +192,9 @@ def main() -> int:
     if args.print_config:
         from selfstudy import trial
 
-        print(text_of(trial.check(plan.spec, plan.rows[0].overrides, data=False)))
+        print(text_of(trial.check(plan.spec, plan.rows[0].overrides, build=False)))
         return 0
-    rounds = checked(plan, data=not args.dry_run)
+    rounds = checked(plan, build=not args.dry_run)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     if not args.address:
         from selfstudy import trial

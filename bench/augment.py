@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.common import interleave, prepare, table
-from selfstudy.augment import PadCrop, augment
+from selfstudy.augment import augment
+from selfstudy.transforms import PadCrop
 from selfstudy.types import DataInfo
 
 ROWS = 10_000

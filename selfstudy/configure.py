@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import importlib.util  # noqa: F401  (gin 0.5 uses it without importing it)
 import inspect
+import tokenize
 import types
 import typing
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ class _Delegate(config_parser.ParserDelegate):
     """Builds macros (`%name`) and refuses `@references`, which can run code."""
 
     def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
-        raise UserError(f"'@{scoped_selector}': references are not supported; name it in quotes")
+        raise UserError(
+            f"'@{scoped_selector}': references are not supported; name it in quotes"
+        )
 
     def macro(self, name: str) -> Any:
         return gin_config.ParserDelegate().macro(name)
@@ -96,7 +99,9 @@ def _parse_param(text: str) -> None:
         raise UserError(f"-p takes one binding each: {text!r}")
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise UserError(f"-p '{text}': expected 'name = value', as in 'dataloader.batch_size = 64'")
+        raise UserError(
+            f"-p '{text}': expected 'name = value', as in 'dataloader.batch_size = 64'"
+        )
     _parse(text, f"-p '{text}'", ())
 
 
@@ -117,10 +122,9 @@ def _parse(text: str, source: str, chain: tuple[str, ...]) -> None:
                 _bind(statement.scope, statement.selector, statement.arg_name,
                       statement.value, where)  # fmt: skip
     except UserError as error:
-        if source in str(error) or not source:
-            raise
-        raise UserError(f"{source}: {error}", error.code) from None
-    except (SyntaxError, ValueError, RecursionError, IndentationError) as error:
+        named = source in error.text or "config/gin/" in error.text
+        raise UserError(error.text if named else f"{source}: {error.text}") from None
+    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as error:
         raise UserError(f"{source}: {_syntax_hint(text, error)}") from None
 
 
@@ -141,8 +145,8 @@ def _bind_name(name: str, value: Any, where: str) -> None:
 
 
 def _bind(scope: str, selector: str, argument: str, value: Any, where: str) -> None:
-    if not argument:  # a macro: `name = value`
-        gin.bind_parameter((f"{scope}/{selector}" if scope else selector, "gin.macro", "value"), value)
+    if not argument:  # a macro: `name = value`, to be used as %name
+        _bind_macro(f"{scope}/{selector}" if scope else selector, value, where)
         return
     name = f"{scope}/{selector}.{argument}" if scope else f"{selector}.{argument}"
     known = parameters(selector, argument, where)
@@ -150,6 +154,27 @@ def _bind(scope: str, selector: str, argument: str, value: Any, where: str) -> N
     if not isinstance(value, gin_config.ConfigurableReference):
         value = checked(name, value, hint, default, where)
     gin.bind_parameter((scope, selector, argument), value)
+
+
+def _bind_macro(name: str, value: Any, where: str) -> None:
+    """Files define macros; `-p` may change one, but `batch_size=3` is no new one."""
+    known = {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
+    if where.startswith("-p") and name not in known:
+        options = {f"{entry.name}.{name}" for entry in _entries()
+                   if name in inspect.signature(_function(entry)).parameters}  # fmt: skip
+        raise UserError(f"{where}: '{name}' is not of the form 'component.argument'"
+                        f"{nearest(name, options)}")  # fmt: skip
+    gin.bind_parameter((name, "gin.macro", "value"), value)
+
+
+def _entries() -> list:
+    """All registered configurables of ours."""
+    return [entry for selector, entry in gin_config._REGISTRY.items()
+            if not selector.startswith("gin.")]  # fmt: skip
+
+
+def _function(entry: Any) -> Any:
+    return entry.wrapped.__init__ if inspect.isclass(entry.wrapped) else entry.wrapped
 
 
 def parameters(selector: str, argument: str | None = None, where: str = "") -> dict[str, tuple]:
@@ -163,10 +188,10 @@ def parameters(selector: str, argument: str | None = None, where: str = "") -> d
         raise UserError(f"{where}: '{selector}.{argument}' is retired; use {retired}")
     matches = gin_config._REGISTRY.matching_selectors(selector)
     if len(matches) != 1:
-        known = {key.rpartition(".")[2] for key in gin_config._REGISTRY if "gin." not in key}
+        known = {entry.name for entry in _entries()}
         raise UserError(f"{where}: nothing is called '{selector}'{nearest(selector, known)}")
     entry = gin_config._REGISTRY[matches[0]]
-    function = entry.wrapped.__init__ if inspect.isclass(entry.wrapped) else entry.wrapped
+    function = _function(entry)
     hints = typing.get_type_hints(function, include_extras=True)
     found = {
         key: (hints.get(key, Any), parameter.default)
@@ -174,12 +199,14 @@ def parameters(selector: str, argument: str | None = None, where: str = "") -> d
         if key != "self" and key not in (entry.denylist or ())
     }
     if argument is not None and argument not in found:
-        raise UserError(f"{where}: '{selector}' has no parameter '{argument}'{nearest(argument, found)}")
+        raise UserError(
+            f"{where}: '{selector}' has no parameter '{argument}'{nearest(argument, found)}"
+        )
     return found
 
 
 def checked(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
-    """`value` in the type that `hint` asks for, or a `UserError` that says what was expected."""
+    """`value` in the type that `hint` asks for; a `UserError` says what was expected."""
     fits, result = _fit(value, hint)
     if not fits:
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
@@ -271,7 +298,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def literal(name: str, value: Any) -> Any:
-    """A search's value as a Python literal; gin silently drops anything else from its record."""
+    """A search's value as a Python literal; gin drops anything else from its record."""
     if isinstance(value, (list, tuple)):
         return [literal(name, item) for item in value]
     if isinstance(value, dict):

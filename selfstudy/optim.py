@@ -57,7 +57,9 @@ def optimizer(
         optim_fn: its class, such as 'Adam'.
         lr: base rate; the default schedule carries the rate itself and leaves this at 1.
         weight_decay: L2 penalty, or decoupled decay where the class does that.
-        momentum, betas, eps: as torch defines them; None leaves torch's default.
+        momentum: as torch defines it; None leaves torch's default.
+        betas: the same.
+        eps: the same.
         arguments: further arguments of the class, checked against its signature.
 
     Raises:
@@ -81,7 +83,9 @@ class Schedule:
     a scheduler of torch, stepped once a round.
     """
 
-    def __init__(self, optimizer, rounds: float, table=None, scheduler=None, metric="valid_loss"):
+    def __init__(
+        self, optimizer, rounds: float, table=None, scheduler=None, metric="valid_loss"
+    ):
         self.optimizer = optimizer
         self.rounds = rounds
         self.table = table
@@ -161,7 +165,9 @@ def scheduler(
         return Schedule(optimizer, milestones[-1], table)
     cls = get("scheduler", scheduler_fn)
     check_arguments("scheduler", cls, arguments or {})
-    return Schedule(optimizer, milestones[-1], None, cls(optimizer, **(arguments or {})), metric)
+    return Schedule(
+        optimizer, milestones[-1], None, cls(optimizer, **(arguments or {})), metric
+    )
 
 
 def check(parts: dict[str, dict[str, Any]]) -> None:

@@ -73,7 +73,10 @@ class Plan:
     @property
     def rules(self) -> dict[str, Any]:
         """When trials stop and save, as `trial.Rules` takes it."""
-        return {name: self.exp_args[name] for name in ("stop", "checkpoint_freq", "checkpoint_at_end")}
+        return {
+            name: self.exp_args[name]
+            for name in ("stop", "checkpoint_freq", "checkpoint_at_end")
+        }
 
     def exists(self) -> bool:
         """Whether the experiment has been planned before."""
@@ -83,7 +86,9 @@ class Plan:
         """Write `plan.json` and `environment.json`, making the folder."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(self.folder / paths.PLAN, {"schema": SCHEMA, **dataclasses.asdict(self)})
+            files.write_json(
+                self.folder / paths.PLAN, {"schema": SCHEMA, **dataclasses.asdict(self)}
+            )
             files.write_json(
                 self.folder / paths.ENVIRONMENT,
                 {**environment.versions(), "machine": environment.machine(),
@@ -98,7 +103,9 @@ class Plan:
         """The plan of the experiment called `exp_id`; a `UserError` names the nearest."""
         if not (under_experiments(exp_id) / paths.PLAN).is_file():
             known = [path.parent.name for path in paths.EXP_DIR.glob(f"*/{paths.PLAN}")]
-            raise UserError(f"no experiment '{exp_id}' in {paths.EXP_DIR}{nearest(exp_id, known)}")
+            raise UserError(
+                f"no experiment '{exp_id}' in {paths.EXP_DIR}{nearest(exp_id, known)}"
+            )
         return cls.read(under_experiments(exp_id))
 
     @classmethod
@@ -180,7 +187,11 @@ def exp_args(name: str) -> dict[str, Any]:
 
 
 def make(
-    exp_id: str, spec: configure.Spec, ray: str, given: dict[str, Any], variants: Variants | None
+    exp_id: str,
+    spec: configure.Spec,
+    ray: str,
+    given: dict[str, Any],
+    variants: Variants | None,
 ) -> Plan:
     """Plan an experiment: every trial with its values and its folder's name.
 
@@ -260,4 +271,3 @@ def at_once(resources: dict[str, float], cpus: float, gpus: float) -> int:
     limits = [int(have / resources[name]) for name, have in (("cpu", cpus), ("gpu", gpus))
               if resources.get(name)]  # fmt: skip
     return max(1, min(limits, default=1))
-

@@ -75,8 +75,6 @@ class Session:
         self.precision = _precision(precision, self.device)
         self.loaders = {split: self._loader(dataset, split)
                         for split in SPLITS if self.iters[split] != 0}  # fmt: skip
-        if "train" not in self.loaders:
-            raise UserError("session.train_iters = 0: a session trains; use -1 or a number")
         info = self.loaders["train"].dataset.info
         self.task = registry.get("task", task)(info)
         self.model = registry.get("model", model)(info)
@@ -84,7 +82,9 @@ class Session:
         self.forward = torch.compile(self.model) if compile else self.model
         trained = [item for item in self.model.parameters() if item.requires_grad]
         if not trained:
-            raise UserError("nothing is left to train: see Wrapper.finetune_selfsup, run_classifier")
+            raise UserError(
+                "nothing is left to train: see Wrapper.finetune_selfsup, run_classifier"
+            )
         self.optimizer = optim.optimizer(trained)
         self.schedule = optim.scheduler(self.optimizer)
         self.scaler = torch.amp.GradScaler(
@@ -225,6 +225,11 @@ class Session:
 
     def load_state_dict(self, state: dict) -> None:
         """Continue where `state_dict` was taken; every tensor must match."""
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise UserError(
+                f"the snapshot is no session's: it lacks {', '.join(sorted(missing))}"
+            )
         snapshot.load_weights(self.model, state["model"], lambda name: False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -45,7 +45,7 @@ def save(folder: Path, state: dict, config: str, card: dict) -> None:
 
     Raises:
         TypeError: `state` holds something that could not be read back.
-        OSError, RuntimeError: the disk is full or failing; nothing partial is left.
+        OSError: the disk is full or failing; nothing partial is left.
     """
     _require_plain(state, "state")
     folder = Path(folder)
@@ -64,6 +64,9 @@ def save(folder: Path, state: dict, config: str, card: dict) -> None:
         write_json(aside / paths.CARD, card)
         sync_folder(aside)
         relocate.replace_folder(aside, folder)
+    except RuntimeError as error:  # torch's own words for a failed write name no cause
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"{folder} could not be written: is the disk full? ({error})") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -129,6 +132,13 @@ class Snapshot:
         if not isinstance(state, dict):
             raise UserError(f"{file} holds a {type(state).__name__}, not a dict of tensors")
         return state
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors by name, on the CPU; `UserError` when there are none."""
+        weights = self.state().get("model")
+        if not isinstance(weights, dict):
+            raise UserError(f"{self.name} holds no model's weights")
+        return weights
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ from selfstudy.plan import Plan
 from selfstudy.trial import Rules, Trial, note_failure, use_threads
 from util.progress import Progress
 
+
 def run(plan: Plan, progress: Progress, resources: dict[str, float]) -> dict[str, str]:
     """Run the unfinished trials; returns the failed ones with the first line of why.
 

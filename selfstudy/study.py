@@ -166,7 +166,9 @@ def run(
             "cpus": resources.get("cpu", 1),
             "quiet": quiet,
         },
-        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=_short, trial_name_creator=_short),
+        tune_config=tune.TuneConfig(
+            reuse_actors=True, trial_dirname_creator=_short, trial_name_creator=_short
+        ),
         run_config=tune.RunConfig(
             name="run",
             storage_path=str(record),

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 
 import paths
 import util.files as files
-from selfstudy import configure, registry, snapshot
+from selfstudy import configure, optim, registry, snapshot
 from selfstudy.session import Report, Session
 from util import environment
-from util.errors import UserError
+from util.errors import UserError, cause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,16 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def check(spec: configure.Spec, overrides: dict[str, Any], data: bool = True) -> dict[str, dict]:
-    """Find a trial's mistakes before anything starts; prepares its data set if need be.
+def check(
+    spec: configure.Spec, overrides: dict[str, Any], build: bool = True
+) -> dict[str, dict]:
+    """Find a trial's mistakes before anything starts.
 
     Args:
         spec: files and `-p` bindings.
         overrides: a search's values.
-        data: also open (and, at first use, prepare) the data set.
+        build: also open (and, at first use, prepare) the data set, and build the model
+            without memory for its weights.
 
     Returns:
         Every configurable that the trial would build, with its values.
@@ -54,18 +58,34 @@ def check(spec: configure.Spec, overrides: dict[str, Any], data: bool = True) ->
     Raises:
         UserError: anything in the configuration that cannot work, or missing data.
     """
-    from selfstudy import optim
-
     registry.discover()
     configure.load(spec, overrides)
     parts = configure.would_build("session")
     optim.check(parts)
-    for name in (parts["Wrapper"]["pretrained"] if "Wrapper" in parts else None,
-                 parts["session"]["restore_session"]):  # fmt: skip
-        if name and data:
-            snapshot.resolve(name)
-    if data:
-        registry.get("dataset", parts["session"]["dataset"])("train")
+    names = parts["session"]
+    task = registry.get("task", names["task"])
+    backbone = parts.get("Wrapper", {}).get("model_choice")
+    if (
+        task.backbone
+        and backbone
+        and not issubclass(
+            registry.get("backbone", backbone), registry.get("backbone", task.backbone)
+        )
+    ):
+        raise UserError(
+            f"session.task = '{names['task']}' needs Wrapper.model_choice = '{task.backbone}', "
+            f"not '{backbone}'"
+        )
+    if names["train_iters"] == 0:
+        raise UserError("session.train_iters = 0: a session trains; use -1 or a number")
+    if build:
+        info = registry.get("dataset", names["dataset"])("train").info
+        task(info)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # loading weights into nothing is what is meant
+            registry.get("model", names["model"])(info)
+        if names["restore_session"]:
+            snapshot.resolve(names["restore_session"])
     return parts
 
 
@@ -158,6 +178,7 @@ class Trial:
         """Write a checkpoint whose card carries `result`; returns its folder."""
         folder = self.folder / f"{paths.CHECKPOINT}{self.session.rounds_done:06d}"
         card = {
+            "trial": self.folder.name,
             "round": self.session.rounds_done,
             "metrics": {key: item for key, item in result.items() if isinstance(item, float)},
             "result": files.plain(result),
@@ -195,12 +216,11 @@ def use_threads(cpus: float) -> None:
 
 
 def note_failure(folder: Path, error: Exception) -> str:
-    """Keep the traceback in the trial's folder; returns the failure in one line."""
+    """Keep the traceback in the trial's folder, with the cause as last line; returns that."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / paths.ERROR, "".join(traceback.format_exception(error)))
-    text = str(error).strip().splitlines()
-    first = text[0] if text else ""
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+    text = "".join(traceback.format_exception(error))
+    files.write_text(folder / paths.ERROR, f"{text}\n{cause(error)}\n")
+    return cause(error)
 
 
 def gpus() -> int:

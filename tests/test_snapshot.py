@@ -140,6 +140,17 @@ def test_a_full_disk_leaves_the_old_one_and_nothing_partial(exp_dir, monkeypatch
         assert snapshot.newest(exp_dir / "t").state()["round"] == 1
 
 
+def test_a_write_that_torch_reports_in_its_own_words_is_an_os_error(exp_dir, monkeypatch):
+    def fail(state, file):
+        file.write(b"some")
+        raise RuntimeError("[enforce fail at inline_container.cc:672]")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="could not be written: is the disk full"):
+        write(exp_dir / "t" / "checkpoint_000001")
+    assert os.listdir(exp_dir / "t") == []
+
+
 def test_a_failing_last_rename_puts_the_old_one_back(exp_dir, monkeypatch):
     folder = write(exp_dir / "t" / "checkpoint_000001", 1)
     rename = os.replace
@@ -227,6 +238,7 @@ KILLS = """
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_point_leaves_the_old_one_or_the_new_one(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(KILLS), str(tmp_path), "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -457,3 +469,19 @@ def test_a_misfit_is_an_error_that_changes_nothing(source, texts):
         snapshot.load_weights(model, source.state_dict(), never)
     assert all(text in str(caught.value) for text in texts), str(caught.value)
     assert equal(model, before, before)
+
+
+def test_parameters_are_counted_part_by_part():
+    from misc import count_model_params
+
+    model = nn.Module()
+    model.encoder = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 4).requires_grad_(False))
+    model.probe = nn.Linear(4, 3)
+    model.scale = nn.Parameter(torch.ones(5, device="meta"))
+    assert count_model_params.parts(model) == [
+        ("(itself)", 5, 5),
+        ("encoder.0", 12, 12),
+        ("encoder.1", 20, 0),
+        ("probe", 15, 15),
+    ]
+    assert count_model_params.parts(model, depth=1)[1] == ("encoder", 32, 12)

@@ -1,0 +1,1 @@
+"""Leaves: small helpers that know none of the program's nouns."""

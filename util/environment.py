@@ -22,8 +22,8 @@ def git() -> dict[str, Any]:
                               timeout=10, check=True).stdout.strip()  # fmt: skip
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"),
-                "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}  # fmt: skip
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return {}
 

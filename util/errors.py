@@ -15,6 +15,7 @@ class UserError(Exception):
 
     def __init__(self, text: str, code: int = 2):
         super().__init__(text)
+        self.text = text  # gin adds its own lines to str(error)
         self.code = code
 
 
@@ -33,6 +34,14 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
 
 
+def cause(error: BaseException) -> str:
+    """Why something failed, in one line."""
+    if isinstance(error, UserError):
+        return printable(error.text)
+    lines = str(error).strip().splitlines()
+    return printable(f"{type(error).__name__}: {lines[0] if lines else ''}")
+
+
 def reports_errors(main: Callable[..., int | None]) -> Callable[..., None]:
     """Wrap a command's `main`: exit with its code, and show a `UserError` as one line."""
 
@@ -41,7 +50,7 @@ def reports_errors(main: Callable[..., int | None]) -> Callable[..., None]:
         try:
             code = main(*args)
         except UserError as error:
-            print(f"error: {printable(error)}", file=sys.stderr)
+            print(f"error: {printable(error.text)}", file=sys.stderr)
             code = error.code
         except BrokenPipeError:  # the reader of our output went away (| head)
             sys.stderr.close()

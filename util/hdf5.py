@@ -50,6 +50,16 @@ def open_file(path: Path) -> h5py.File:
         raise UserError(f"{path} {_trouble(Path(path), error)}") from None
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """`open_file`; damage that h5py only notices later becomes the same kind of error."""
+    with open_file(path) as file:
+        try:
+            yield file
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
+
+
 def _trouble(path: Path, error: OSError) -> str:
     """Why `path` could not be opened, and what to do about it."""
     if not path.exists():
@@ -76,7 +86,7 @@ def array(file: h5py.File, name: str) -> h5py.Dataset:
     link = file.get(name, getlink=True)
     where = f"'{name}' in {file.filename}"
     if link is None:
-        raise UserError(f"{file.filename} has no array '{name}'{nearest(name, file.keys())}")
+        raise UserError(f"{file.filename} has no array '{name}'{nearest(name, map(str, file))}")
     if not isinstance(link, h5py.HardLink):
         raise UserError(f"{where} is a link: only arrays inside the file itself are read")
     found = file[name]
@@ -112,7 +122,7 @@ class Place:
 
 def locate(path: Path, name: str) -> Place:
     """Where the array `name` of the file at `path` lies; errors as for `array`."""
-    with open_file(path) as file:
+    with _reading(path) as file:
         found = array(file, name)
         dtype, offset = found.dtype, found.id.get_offset()
         plain = offset is not None and dtype.isnative and offset % dtype.itemsize == 0
@@ -123,7 +133,7 @@ def locate(path: Path, name: str) -> Place:
 
 def attributes(path: Path) -> dict:
     """The attributes of our layout that the file has, as plain values (`sha256` included)."""
-    with open_file(path) as file:
+    with _reading(path) as file:
         return _attributes(file, (*ATTRIBUTES, "sha256"))
 
 
@@ -140,7 +150,7 @@ def _attributes(file: h5py.File, names: tuple[str, ...]) -> dict:
 
 def has(path: Path, name: str) -> bool:
     """Whether the file at `path` holds something called `name`."""
-    with open_file(path) as file:
+    with _reading(path) as file:
         return file.get(name, getlink=True) is not None
 
 
@@ -191,7 +201,7 @@ def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 def _read_slowly(path: Path, name: str, runs: list, block: np.ndarray) -> None:
     """Through h5py, in the order of the file, so that no chunk is unpacked twice."""
-    with open_file(path) as file:
+    with _reading(path) as file:
         found = array(file, name)
         for at, row, count in sorted(runs, key=lambda run: run[1]):
             found.read_direct(block, np.s_[row : row + count], np.s_[at : at + count])
@@ -228,7 +238,7 @@ def _fill(handle: int, view: memoryview, offset: int) -> None:
 
 def content_hash(path: Path) -> str:
     """The SHA-256 of all arrays (name, type, shape, bytes) and of our attributes but itself."""
-    with open_file(path) as file:
+    with _reading(path) as file:
         return _content_hash(file)
 
 

@@ -81,7 +81,9 @@ class Progress:
         self.info = (f"{trial}  " if self.trials > 1 else "") + summary(result)
         self.step(trial, math.floor(self.at.get(trial, 0.0)) + 1)
         now = time.monotonic()
-        if not self.bar and (now - self.said >= EVERY or result["round"] == 1 or result["done"]):
+        if not self.bar and (
+            now - self.said >= EVERY or result["round"] == 1 or result["done"]
+        ):
             self.say(self._line(self.info))
             self.said = now
 

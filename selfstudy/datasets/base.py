@@ -146,7 +146,7 @@ class BaseDataset:
 
     def source(self) -> Source:
         """The images to prepare; raises a `UserError` when they cannot be had."""
-        raise UserError(f"{self.path} is missing: put it there")
+        raise NotImplementedError
 
     def find(self) -> Path:
         """The data file; an original `_lab` file is taken where LAB is asked for."""

@@ -1,10 +1,11 @@
 """Rendered data sets (selfstudy, CVPR 2020): read from DATA_DIR/syn/<choice>."""
 
+from pathlib import Path
+
 import gin
 
 import paths
 from selfstudy.datasets.base import BaseDataset
-from selfstudy.datasets.prepare import Source
 from selfstudy.registry import register
 from util.errors import UserError
 
@@ -41,12 +42,15 @@ class SynDataset(BaseDataset):
         """`syn/<choice>/data_<res>`."""
         return f"syn/{self.dataset_choice}/data_{self.input_res}"
 
-    def source(self) -> Source:
-        """Never: such a set is rendered or downloaded, not made here."""
+    def find(self) -> Path:
+        """The data file, which is rendered or downloaded, never made here."""
+        path = super().find()
+        if path.exists():
+            return path
         folder = paths.DATA_DIR / "syn"
-        known = sorted(path.name for path in folder.glob("*") if path.is_dir())
+        known = sorted(entry.name for entry in folder.glob("*") if entry.is_dir())
         raise UserError(
-            f"SynDataset.dataset_choice = '{self.dataset_choice}': {self.path} is missing "
+            f"SynDataset.dataset_choice = '{self.dataset_choice}': {path} is missing "
             f"(known in {folder}: {', '.join(known) or 'none'})"
         )
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfstudy.augment import Rotate90
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.transforms import Rotate90
 from selfstudy.types import Batch, DataInfo, Features, Output
 
 ANGLES = 4
@@ -37,7 +37,9 @@ class RotateModel(ResnetModel):
 @register("task")
 @gin.configurable(denylist=["info"])
 class RotateTask(PretextTask):
-    """Cross-entropy over the angle; needs `Wrapper.model_choice = 'rotate'`."""
+    """Cross-entropy over the angle."""
+
+    backbone = "rotate"
 
     def __init__(self, info: DataInfo):
         super().__init__(info)
@@ -53,7 +55,9 @@ class RotateTask(PretextTask):
             for name, item in batch.targets.items()
         }
         targets["angle"] = params[:, 0].long()
-        return dataclasses.replace(batch, views=(self.turn.apply(images, params),), targets=targets)
+        return dataclasses.replace(
+            batch, views=(self.turn.apply(images, params),), targets=targets
+        )
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """Four-way cross-entropy (nats) and accuracy."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import gin
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy.registry import Names, register
@@ -34,11 +35,47 @@ Choice = Literal[
 ]  # fmt: skip
 
 
+class _FastCELU(torch.autograd.Function):
+    """CELU from the vectorised exp: torch's own uses expm1, a third of a narrow CPU step."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, alpha: float) -> Tensor:
+        below = images.clamp(max=0).mul_(1 / alpha).exp_().mul_(alpha).sub_(alpha)
+        result = torch.maximum(images, below, out=below)
+        ctx.alpha = alpha
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (result,) = ctx.saved_tensors
+        alpha = ctx.alpha
+        return torch.ops.aten.elu_backward(grad, alpha, 1.0, 1 / alpha, True, result), None
+
+
+class CELU(nn.Module):
+    """max(0, x) + min(0, a (exp(x / a) - 1)) (Barron, arXiv 1704.07483), fast on a CPU.
+
+    Args:
+        alpha: a.
+    """
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The activation, element by element; the argument may be overwritten."""
+        if images.device.type == "cpu" and images.dtype == torch.float32:
+            return _FastCELU.apply(images, self.alpha)
+        return F.celu(images, self.alpha, inplace=True)
+
+
 def _conv(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
     parts: list[nn.Module] = [
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
-        nn.CELU(0.075, inplace=True),
+        CELU(0.075),
     ]
     return nn.Sequential(*parts, *([nn.MaxPool2d(2)] if pool else []))
 
@@ -156,11 +193,15 @@ class ResNet(nn.Module):
         self.layers = nn.ModuleDict(layers)
         names = list(layers)
         if not -len(names) <= feat_layer < len(names):
-            raise UserError(f"ResNet.feat_layer = {feat_layer}: {choice} has {len(names)} stages")
+            raise UserError(
+                f"ResNet.feat_layer = {feat_layer}: {choice} has {len(names)} stages"
+            )
         self.used = names[: names.index(names[feat_layer]) + 1]
         if len(self.used) < len(names):
             with torch.no_grad():
-                channels = self._run(torch.zeros(2, in_channels, 32, 32))[self.used[-1]].shape[1]
+                channels = self._run(torch.zeros(2, in_channels, 32, 32))[self.used[-1]].shape[
+                    1
+                ]
         self.freeze_at_k = freeze_at_k or 0
         for name in names[: self.freeze_at_k]:
             self.layers[name].requires_grad_(False)

@@ -90,7 +90,7 @@ class Wrapper(nn.Module):
 
     def _load(self, name: str, ignore_probes: bool) -> None:
         found = snapshot.resolve(name)
-        state = found.state()["model"]
+        state = found.weights()
         if ignore_probes:
             state = {key: item for key, item in state.items() if not key.startswith(PROBES)}
         report = snapshot.load_weights(self, state, lambda key: not key.startswith(ENCODER))

@@ -44,7 +44,7 @@ class Task:
         info: what the data are.
     """
 
-    uses: tuple[str, ...] = ()
+    backbone: str | None = None  # the `Wrapper.model_choice` that the task needs
 
     def __init__(self, info: DataInfo):
         self.info = info

@@ -1,0 +1,191 @@
+"""Prepare, look at and verify a data set by hand.
+
+    python misc/data.py prepare digits
+    python misc/data.py show cifar -g cifar/r9/classify -o cifar.png
+    python misc/data.py verify fashion -p 'BaseDataset.input_res = 64'
+
+NAME is a data set's name or its beginning: digits, fashion, cifar, SynDataset, ...
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# A file of the user's folder that is named like one of our modules must not win.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from selfstudy import configure, registry  # noqa: E402
+from selfstudy.augment import augment  # noqa: E402
+from selfstudy.datasets.base import SPLITS, BaseDataset  # noqa: E402
+from selfstudy.types import DataInfo  # noqa: E402
+from util import hdf5  # noqa: E402
+from util.errors import UserError, nearest, reports_errors  # noqa: E402
+
+LINES, ACROSS = 10, 6  # of the contact sheet: classes, and images of each
+TILE, LABEL, GAP, LINE = 64, 120, 16, 20  # pixels
+BLOCK = 10000  # images looked at together
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Prepare, look at and verify a data set.")
+    parser.add_argument("action", choices=("prepare", "show", "verify"))
+    parser.add_argument("name", help="such as digits, fashion, cifar or SynDataset")
+    parser.add_argument("-g", "--gin_config", nargs="+", action="extend", default=[])
+    parser.add_argument("-p", "--gin_param", nargs="+", action="extend", default=[])
+    parser.add_argument("-o", "--output", help="the picture that 'show' writes (NAME.png)")
+    return parser.parse_args()
+
+
+def chosen(name: str) -> str:
+    """The registered data set that is called or begins like `name`, in any case."""
+    known = registry.names("dataset")
+    exact = [each for each in known if each.lower() in (name.lower(), f"{name.lower()}dataset")]
+    found = exact or [each for each in known if each.lower().startswith(name.lower())]
+    if len(found) != 1:
+        raise UserError(f"no single data set is called '{name}'{nearest(name, known)}")
+    return found[0]
+
+
+# ---- verify --------------------------------------------------------------------------------
+
+
+def verify(splits: dict[str, BaseDataset]) -> None:
+    """Print what the file holds; a `UserError` if its hash tells of damage."""
+    data = splits["train"]
+    columns = data.store.map()
+    low, high = _range(columns["images"])
+    print(f"file     {data.path}")
+    print(f"images   {list(data.store.shape)} {data.store.dtype}, {low:g} to {high:g}")
+    print(f"models   see {data.info.space}, {data.info.stored}, targets {data.info.targets}")
+    for name, split in splits.items():
+        print(f"{name:8} {split.info.rows[name]} images{_counts(split, columns)}")
+    stored = data.attributes.get("sha256")
+    if stored is None:
+        print("sha256   none in the file (original layout)")
+        return
+    found = hdf5.content_hash(data.path)
+    if found != stored:
+        raise UserError(f"{data.path} is damaged (sha256 {found}, not {stored}): {hdf5.AGAIN}")
+    print(f"sha256   {stored} ok")
+
+
+def _range(images: Tensor) -> tuple[float, float]:
+    """Smallest and largest value; NaN, if there is one, is both."""
+    extremes = [torch.aminmax(block) for block in images.split(BLOCK)]
+    low = torch.stack([extreme.min for extreme in extremes]).min()
+    return float(low), float(torch.stack([extreme.max for extreme in extremes]).max())
+
+
+def _counts(split: BaseDataset, columns: dict[str, Tensor]) -> str:
+    if "class" not in columns:
+        return ""
+    labels = columns["class"][torch.from_numpy(np.unique(split.rows))].long()
+    counts = torch.bincount(labels, minlength=split.info.targets["class"])
+    return f", of each class: {' '.join(map(str, counts.tolist()))}"
+
+
+# ---- show ----------------------------------------------------------------------------------
+
+
+def show(data: BaseDataset, path: Path) -> None:
+    """Write a contact sheet: a line a class, training images raw and as a model sees them."""
+    columns = data.store.map()
+    lines = _lines(data, columns)
+    rows = torch.tensor([row for _, found in lines for row in found])
+    images = columns["images"][rows]
+    generator = torch.Generator().manual_seed(0)
+    (views,), _ = augment(data.info, True)(images, {}, generator, 1)
+    raw = images.numpy() if data.info.stored == "uint8" else seen(images, data.info)
+    sheet(lines, raw, seen(views, data.info), data.info.input_res).save(path)
+    print(f"{path}: {len(rows)} training images, raw (left) and augmented (right)")
+
+
+def _lines(data: BaseDataset, columns: dict[str, Tensor]) -> list[tuple[str, list[int]]]:
+    """(name, rows) of each line; without labels the first rows of the split."""
+    rows = np.unique(data.rows)
+    if "class" not in columns:
+        parts = np.array_split(rows[: LINES * ACROSS], LINES)
+        return [("", part.tolist()) for part in parts if len(part)]
+    labels = columns["class"].numpy()[rows]
+    names = data.classes or [str(label) for label in range(data.info.targets["class"])]
+    found = [(name, rows[labels == label][:ACROSS]) for label, name in enumerate(names)]
+    return [(name, part.tolist()) for name, part in found if len(part)][:LINES]
+
+
+def seen(views: Tensor, info: DataInfo) -> np.ndarray:
+    """Normalised images [n, 3, H, W] as RGB bytes."""
+    std, mean = (torch.tensor(values).view(3, 1, 1) for values in (info.std, info.mean))
+    values = views.double() * std + mean
+    if info.space == "lab":
+        values = lab_to_rgb(values)
+    return values.round().clamp(0, 255).byte().numpy()
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """CIE LAB [n, 3, H, W] under D65 as sRGB 0..255, not yet clamped (IEC 61966-2-1)."""
+    light, a, b = lab.unbind(1)
+    y = (light + 16) / 116
+    f = torch.stack([y + a / 500, y, y - b / 200], 1)
+    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+    xyz = xyz * torch.tensor([0.95047, 1.0, 1.08883]).view(3, 1, 1)
+    to_rgb = torch.linalg.inv(
+        torch.tensor(
+            [
+                [0.412453, 0.357580, 0.180423],
+                [0.212671, 0.715160, 0.072169],
+                [0.019334, 0.119193, 0.950227],
+            ],
+            dtype=lab.dtype,
+        )
+    )
+    rgb = torch.einsum("ij,njhw->nihw", to_rgb, xyz).clamp(0)
+    return 255 * torch.where(rgb > 0.0031308, 1.055 * rgb ** (1 / 2.4) - 0.055, 12.92 * rgb)
+
+
+def sheet(lines: list, raw: np.ndarray, augmented: np.ndarray, res: int) -> Image.Image:
+    """The picture; `raw` and `augmented` [n, 3, H, W] bytes hold one line after another."""
+    tile = res * max(1, TILE // res)
+    half = ACROSS * tile
+    size = (LABEL + 2 * half + GAP, LINE + len(lines) * tile)
+    page = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    draw.text((LABEL, 3), "raw", "black", font)
+    draw.text((LABEL + half + GAP, 3), "augmented", "black", font)
+    at = 0
+    for line, (name, rows) in enumerate(lines):
+        top = LINE + line * tile
+        draw.text((4, top + tile // 2 - 8), name[:16], "black", font)
+        for column in range(len(rows)):
+            for left, images in ((LABEL, raw), (LABEL + half + GAP, augmented)):
+                picture = Image.fromarray(images[at].transpose(1, 2, 0).copy())
+                picture = picture.resize((tile, tile), Image.Resampling.NEAREST)
+                page.paste(picture, (left + column * tile, top))
+            at += 1
+    return page
+
+
+@reports_errors
+def main() -> None:
+    """Run the chosen action under the given configuration."""
+    arguments = _arguments()
+    registry.discover()
+    name = chosen(arguments.name)
+    configure.load(configure.Spec(tuple(arguments.gin_config), tuple(arguments.gin_param)))
+    make = registry.get("dataset", name)
+    if arguments.action == "verify":
+        verify({split: make(split) for split in SPLITS})
+        return
+    data = make("train")
+    if arguments.action == "show":
+        show(data, Path(arguments.output or f"{arguments.name}.png"))
+    else:
+        print(f"{data.path}: {data.info.rows} images, {data.info.targets}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""Random transforms of images, one set of parameters an image, on whatever device they are.
+
+A `Transform` keeps drawing and applying apart: `draw` makes one row of parameters an image,
+`apply` is the plain, exact change, which dense targets and grids of parameters use too.
+"""
+
+# ruff: noqa: D102 - `draw` and `apply` are documented once, in `Transform`
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Generator, Tensor
+
+from util import color
+from util.errors import UserError
+
+
+class Transform(ABC):
+    """One random change of images.
+
+    Attributes:
+        geometric: pixels move, so dense targets have to move along.
+    """
+
+    geometric = False
+
+    @abstractmethod
+    def draw(
+        self, n: int, height: int, width: int, generator: Generator | None, device: torch.device
+    ) -> Tensor:
+        """Random parameters of `n` images of height x width pixels, [n, P].
+
+        `generator` must live on `device`; None is torch's own of that device.
+        """
+
+    @abstractmethod
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        """`images` [n, C, H, W] float changed by `params` [n, P], as a new tensor.
+
+        Geometric transforms take dense targets [n, H, W] of any type as well; these never
+        mix values, and places without a source become 0 (of images too).
+        """
+
+
+def _uniform(
+    shape: tuple[int, ...], low: float, high: float, generator: Generator | None, device
+) -> Tensor:
+    return torch.rand(shape, generator=generator, device=device) * (high - low) + low
+
+
+def _happens(n: int, probability: float, generator: Generator | None, device) -> Tensor:
+    """[n, 1] bool, each true with `probability`."""
+    return torch.rand(n, 1, generator=generator, device=device) < probability
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """`values` [n] in a shape that broadcasts against `like` [n, ...]."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels at `rows`, `columns` (int64, both broadcast to [n, H, W]); 0 outside."""
+    height, width = images.shape[-2:]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = (rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)).flatten(1)
+    if images.ndim == 4:
+        index, inside = index[:, None].expand(-1, images.shape[1], -1), inside[:, None]
+    picked = images.flatten(-2).gather(-1, index).view(images.shape)
+    return torch.where(inside, picked, 0)
+
+
+class ColorJitter(Transform):
+    """Scale and shift each channel of normalised images at random, for 80 % of the images.
+
+    Parameters [n, 2 C]: C scales 2^(.25 N(0, 1)), then C shifts .25 N(0, 1); 1 and 0 where
+    nothing happens. Distribution of selfstudy (Newell & Deng 2020), there drawn per chunk.
+    """
+
+    def __init__(self, channels: int = 3, probability: float = 0.8, strength: float = 0.25):
+        self.channels, self.probability, self.strength = channels, probability, strength
+
+    def draw(self, n, height, width, generator, device):
+        noise = torch.randn(n, 2 * self.channels, generator=generator, device=device)
+        noise = noise * self.strength * _happens(n, self.probability, generator, device)
+        return torch.cat([noise[:, : self.channels].exp2(), noise[:, self.channels :]], 1)
+
+    def apply(self, images, params):
+        scale, shift = params[:, :, None, None].chunk(2, 1)
+        return images * scale + shift
+
+
+class Grayscale(Transform):
+    """Replace all channels by their mean, for a quarter of the images. Parameters [n, 1]."""
+
+    def __init__(self, probability: float = 0.25):
+        self.probability = probability
+
+    def draw(self, n, height, width, generator, device):
+        return _happens(n, self.probability, generator, device)
+
+    def apply(self, images, params):
+        return torch.where(params[:, :, None, None], images.mean(1, keepdim=True), images)
+
+
+class Flip(Transform):
+    """Mirror left and right, for half of the images. Parameters [n, 1] bool."""
+
+    geometric = True
+
+    def draw(self, n, height, width, generator, device):
+        return _happens(n, 0.5, generator, device)
+
+    def apply(self, images, params):
+        return torch.where(_per_image(params[:, 0], images), images.flip(-1), images)
+
+
+class PadCrop(Transform):
+    """Pad with zeros by an eighth of the size and cut a window of the old size.
+
+    With padding p each of the (2p+1)^2 positions is equally likely, and there are a quarter
+    as many extra options of the centre, which change nothing. Parameters [n, 2] int64: the
+    window's top and left in the padded image, 0..2p; p, p changes nothing.
+    """
+
+    geometric = True
+
+    @staticmethod
+    def pad(height: int) -> int:
+        """Padding on each side, in pixels."""
+        return height // 8
+
+    def draw(self, n, height, width, generator, device):
+        side = 2 * self.pad(height) + 1
+        options = side**2 + side**2 // 4
+        choice = torch.randint(options, (n,), generator=generator, device=device)
+        choice = torch.where(choice < side**2, choice, side**2 // 2)
+        return torch.stack([choice // side, choice % side], 1)
+
+    def apply(self, images, params):
+        height, width = images.shape[-2:]
+        top, left = (params - self.pad(height))[:, :, None, None].unbind(1)
+        rows = top + torch.arange(height, device=images.device)[:, None]
+        columns = left + torch.arange(width, device=images.device)
+        return _pick(images, rows, columns)
+
+
+class Cutout(Transform):
+    """Set a square of a quarter of the size to 0, the mean of normalised images.
+
+    The square lies inside, each position equally likely (DeVries & Taylor 2017 let it stick
+    out; selfstudy does not). Parameters [n, 2] int64: top and left. Targets keep their holes
+    filled, as published, so it is not geometric.
+    """
+
+    @staticmethod
+    def size(height: int) -> int:
+        """The square's side, in pixels."""
+        return height // 4
+
+    def draw(self, n, height, width, generator, device):
+        positions = (side - self.size(height) + 1 for side in (height, width))
+        return torch.stack(
+            [torch.randint(p, (n,), generator=generator, device=device) for p in positions], 1
+        )
+
+    def apply(self, images, params):
+        height, width = images.shape[-2:]
+        rows = span(params[:, 0], self.size(height), height)
+        columns = span(params[:, 1], self.size(height), width)
+        return images.masked_fill(rows[:, None, :, None] & columns[:, None, None], 0)
+
+
+class Rotate90(Transform):
+    """Turn square images by 0, 90, 180 or 270 degrees, all equally likely.
+
+    Parameters [n, 1] int64: quarter turns counter-clockwise, like `torch.rot90`.
+    """
+
+    geometric = True
+
+    def draw(self, n, height, width, generator, device):
+        return torch.randint(4, (n, 1), generator=generator, device=device)
+
+    def apply(self, images, params):
+        if images.shape[-2] != images.shape[-1]:
+            raise ValueError(f"only square images can turn, not {tuple(images.shape)}")
+        n = len(images)
+        turned = torch.cat([torch.rot90(images, k, (-2, -1)) for k in range(4)])
+        return turned.index_select(0, params[:, 0] * n + torch.arange(n, device=images.device))
+
+
+class ResizedCrop(Transform):
+    """Enlarge a random box to the full size, bilinearly; dense targets take the nearest.
+
+    The box has 20 to 100 % of the area and an aspect ratio of 3/4 to 4/3, uniform in area,
+    in the logarithm of the ratio and in position (Szegedy et al. 2015), with torchvision's
+    rounding to whole pixels; when ten draws do not fit it is the whole image. Parameters
+    [n, 4] int64: top, left, height, width.
+    """
+
+    geometric = True
+
+    def __init__(self, scale: tuple[float, float] = (0.2, 1.0), ratio: float = 4 / 3):
+        self.scale, self.ratio = scale, ratio
+
+    def draw(self, n, height, width, generator, device):
+        area = height * width * _uniform((n, 10), *self.scale, generator, device)
+        limit = math.log(self.ratio)
+        ratio = _uniform((n, 10), -limit, limit, generator, device).exp()
+        sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], -1).round().long()
+        whole = color.constant((height, width), device)
+        fits = ((sizes > 0) & (sizes <= whole)).all(-1)
+        first = fits.int().argmax(1)[:, None, None].expand(-1, 1, 2)  # 0 when none fits
+        sizes = torch.where(fits.any(1)[:, None], sizes.gather(1, first)[:, 0], whole)
+        room = whole - sizes
+        corner = (_uniform((n, 2), 0, 1, generator, device) * (room + 1)).long()
+        return torch.cat([torch.minimum(corner, room), sizes], 1)
+
+    @staticmethod
+    def sources(start: Tensor, length: Tensor, size: int) -> Tensor:
+        """Where each of `size` new pixels looks in the old ones, float [n, size].
+
+        The same as `F.interpolate(crop, size, align_corners=False)` does in one direction.
+        """
+        steps = torch.arange(size, device=start.device) + 0.5
+        inner = steps * (length[:, None] / size) - 0.5
+        return torch.minimum(inner.clamp_min(0), length[:, None] - 1) + start[:, None]
+
+    @staticmethod
+    def nearest(start: Tensor, length: Tensor, size: int) -> Tensor:
+        """The old pixel at the centre of each of `size` new ones, int64 [n, size]."""
+        twice = 2 * torch.arange(size, device=start.device) + 1
+        return start[:, None] + twice * length[:, None] // (2 * size)
+
+    def apply(self, images, params):
+        height, width = images.shape[-2:]
+        top, left, tall, wide = params.unbind(1)
+        if images.ndim == 3:
+            rows = self.nearest(top, tall, height)
+            columns = self.nearest(left, wide, width)
+            return _pick(images, rows[:, :, None], columns[:, None])
+        rows = weights(self.sources(top, tall, height), height)
+        columns = weights(self.sources(left, wide, width), width)
+        return mix(images, rows, columns)
+
+
+def weights(sources: Tensor, size: int) -> Tensor:
+    """Matrices [n, new, old = size] that interpolate linearly at `sources` [n, new]."""
+    pixels = torch.arange(size, device=sources.device)
+    return (1 - (sources[:, :, None] - pixels).abs()).clamp_min(0)
+
+
+def mix(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Each channel as rows @ channel @ columns^T; rows [n, H', H], columns [n, W', W]."""
+    n, channels, height, width = images.shape
+    wide = images.reshape(n, channels * height, width) @ columns.mT
+    return rows[:, None] @ wide.view(n, channels, height, -1)
+
+
+class Blur(Transform):
+    """Gaussian blur of half of the images, sigma uniform in 0.1 to 2 pixels.
+
+    The kernel spans a tenth of the size (3 taps at least, odd) and borders are mirrored, as
+    in SimCLR (Chen et al. 2020). Parameters [n, 1]: sigma in pixels, 0 where nothing happens.
+    """
+
+    def __init__(self, probability: float = 0.5, sigmas: tuple[float, float] = (0.1, 2.0)):
+        self.probability, self.sigmas = probability, sigmas
+
+    def draw(self, n, height, width, generator, device):
+        sigma = _uniform((n, 1), *self.sigmas, generator, device)
+        return sigma * _happens(n, self.probability, generator, device)
+
+    def along(self, values: Tensor, params: Tensor, dim: int) -> Tensor:
+        """`values` [n, ...] blurred in one direction, `dim`, which is H or W long."""
+        size = values.shape[dim]
+        reach = min(max(1, size // 20), size - 1)
+        offsets = range(-reach, reach + 1)
+        distances = torch.arange(-reach, reach + 1, device=values.device)
+        # The least sigma keeps "no blur" free of 0 / 0; its neighbours weigh exactly 0.
+        taps = torch.exp(-((distances / params.clamp_min(1e-3)) ** 2) / 2)
+        taps = taps / taps.sum(1, keepdim=True)
+        total = torch.zeros_like(values)
+        for tap, offset in zip(taps.unbind(1), offsets, strict=True):
+            places = (torch.arange(size, device=values.device) + offset).abs()
+            places = size - 1 - (size - 1 - places).abs()
+            total += _per_image(tap, values) * values.index_select(dim, places)
+        return total
+
+    def apply(self, images, params):
+        return self.along(self.along(images, params, 2), params, 3)
+
+
+class PhotoJitter(Transform):
+    """Brightness, contrast, saturation and hue of RGB images 0..1, for 80 % of the images.
+
+    Each step is torchvision's `adjust_*`, always in this order. Parameters [n, 4]: three
+    factors, uniform in 1 -+ strength (1: no change), and the hue's shift in full circles.
+
+    Args:
+        strengths: of brightness, contrast, saturation (>= 0) and hue (0 to 0.5).
+        probability: share of the images that change.
+        exact: `Augmentation` uses `apply` and not `fast`.
+    """
+
+    def __init__(
+        self,
+        strengths: tuple[float, ...] | list[float] = (0.4, 0.4, 0.4, 0.1),
+        probability: float = 0.8,
+        exact: bool = False,
+    ):
+        if len(strengths) != 4 or min(strengths) < 0 or strengths[3] > 0.5:
+            raise UserError(
+                f"augment.photo_jitter is {strengths!r}; it must be four strengths "
+                "(brightness, contrast, saturation, hue up to 0.5), such as "
+                "[0.4, 0.4, 0.4, 0.1]"
+            )
+        self.strengths, self.probability, self.exact = tuple(strengths), probability, exact
+
+    def draw(self, n, height, width, generator, device):
+        *factors, hue = self.strengths
+        ranges = [(max(0, 1 - most), 1 + most) for most in factors] + [(-hue, hue)]
+        drawn = [_uniform((n,), *limits, generator, device) for limits in ranges]
+        same = color.constant((1.0, 1.0, 1.0, 0.0), device)
+        happens = _happens(n, self.probability, generator, device)
+        return torch.where(happens, torch.stack(drawn, 1), same)
+
+    def apply(self, images, params):
+        bright, contrast, saturation = params[:, :3, None, None, None].unbind(1)
+        images = (images * bright).clamp(0, 1)
+        mean = color.luma(images).mean((-2, -1), keepdim=True)
+        images = (images * contrast + mean * (1 - contrast)).clamp(0, 1)
+        images = images * saturation + color.luma(images) * (1 - saturation)
+        return color.shift_hue(images.clamp(0, 1), params[:, 3, None, None])
+
+    def fast(self, images: Tensor, params: Tensor, white: float) -> Tensor:
+        """Nearly `apply`, as one matrix and one constant an image.
+
+        Clamps once at the end instead of after each step, and turns the hue by
+        `color.hue_rotation`. RGB 0..`white`, so that bytes need no scaling.
+        """
+        bright, contrast, saturation, hue = params.unbind(1)
+        luma = color.constant(color.LUMA, images.device)
+        gain, saturation = (bright * contrast)[:, None, None], saturation[:, None, None]
+        eye = torch.eye(3, device=images.device)
+        matrix = gain * (saturation * eye + (1 - saturation) * luma)
+        # The contrast's constant is grey, which saturation and hue leave as it is.
+        grey = (images.mean((-2, -1)) @ luma) * bright * (1 - contrast)
+        mixed = torch.baddbmm(
+            grey[:, None, None], color.hue_rotation(hue) @ matrix, images.flatten(2)
+        )
+        return mixed.clamp_(0, white).view(images.shape)
+
+
+def span(start: Tensor, length: int, size: int) -> Tensor:
+    """Of `size` places those from `start` on, `length` of them: bool [n, size]."""
+    places = torch.arange(size, device=start.device) - start[:, None]
+    return (places >= 0) & (places < length)
