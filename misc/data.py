@@ -27,7 +27,7 @@ from util import hdf5  # noqa: E402
 from util.errors import UserError, nearest, reports_errors  # noqa: E402
 
 LINES, ACROSS = 10, 6  # of the contact sheet: classes, and images of each
-TILE, LABEL, GAP, LINE = 64, 120, 16, 20  # pixels
+TILE, EDGE, LABEL, GAP, LINE = 64, 2, 100, 16, 20  # pixels
 BLOCK = 10000  # images looked at together
 
 
@@ -150,21 +150,22 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 def sheet(lines: list, raw: np.ndarray, augmented: np.ndarray, res: int) -> Image.Image:
     """The picture; `raw` and `augmented` [n, 3, H, W] bytes hold one line after another."""
     tile = res * max(1, TILE // res)
-    half = ACROSS * tile
-    size = (LABEL + 2 * half + GAP, LINE + len(lines) * tile)
+    pitch = tile + EDGE
+    half = ACROSS * pitch
+    size = (LABEL + 2 * half + GAP, LINE + len(lines) * pitch)
     page = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     draw.text((LABEL, 3), "raw", "black", font)
     draw.text((LABEL + half + GAP, 3), "augmented", "black", font)
     at = 0
     for line, (name, rows) in enumerate(lines):
-        top = LINE + line * tile
+        top = LINE + line * pitch
         draw.text((4, top + tile // 2 - 8), name[:16], "black", font)
         for column in range(len(rows)):
             for left, images in ((LABEL, raw), (LABEL + half + GAP, augmented)):
                 picture = Image.fromarray(images[at].transpose(1, 2, 0).copy())
                 picture = picture.resize((tile, tile), Image.Resampling.NEAREST)
-                page.paste(picture, (left + column * tile, top))
+                page.paste(picture, (left + column * pitch, top))
             at += 1
     return page
 

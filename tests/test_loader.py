@@ -218,12 +218,19 @@ def test_the_factory_is_configurable_by_scope():
 
 
 @pytest.mark.gpu
-def test_a_gpu_gets_the_same_rows():
-    loader = make(device=torch.device("cuda"), base={"max_images": 150})
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("chunks", [None, True])
+def test_a_gpu_gets_the_same_rows(data, chunks):
+    with h5py.File(data, "r+") as file:
+        images = file["data"][:]
+        del file["data"]
+        file.create_dataset("data", data=images, chunks=chunks)
+    device = torch.accelerator.current_accelerator()
+    loader = make(device=device, base={"max_images": 150})
     loader.augmentation = lambda images, targets, generator, views: ((images.float(),), targets)
     for round in range(5):
         loader.set_round(0, round)
         for batch in loader:
-            assert batch.views[0].is_cuda and batch.idxs.is_cuda
+            assert batch.views[0].device.type == batch.idxs.device.type == device.type
             pixels = batch.views[0][:, 0, 0, :2].long()
             assert torch.equal(pixels[:, 0] * 256 + pixels[:, 1], batch.idxs)

@@ -7,7 +7,8 @@ from typing import Any
 
 from util.errors import printable
 
-EVERY = 10.0  # seconds between two plain lines of the same run
+EVERY = 10.0  # seconds between two plain lines of results
+HEARTBEAT = 60.0  # seconds until a plain line within a long round
 
 
 def clock(seconds: float) -> str:
@@ -92,6 +93,9 @@ class Progress:
         whole = math.floor(self.at.get(trial, 0.0))
         share = done / max(count, 1) if split == "train" else 1.0
         self.step(trial, whole + min(share, 1.0) * 0.999)
+        if not self.bar and time.monotonic() - self.said >= HEARTBEAT:
+            self.say(self._line(f"{self.info}  {split} {done}/{count}".strip()))
+            self.said = time.monotonic()
 
     def end(self, trial: str, error: str | None = None) -> None:
         """`trial` has ended, or failed with the first line of `error`."""

@@ -1,0 +1,177 @@
+"""Loading: from HDF5 until each byte was read once, peak memory, and sharing between trials.
+
+`python -m bench.loading` prints three Markdown tables. The files are made in a temporary
+folder and lie in the page cache, so times are processor time, not the disk's.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import gin
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+import paths
+from bench.common import interleave, prepare, table
+from selfstudy.augment import augment
+from selfstudy.datasets.cifar import CIFARDataset
+from selfstudy.loader import Loader
+from util import hdf5
+
+RES, CHUNK, BATCH = 32, 1000, 512
+SMALL = 5_000  # images that a trial has seen before its memory is measured
+SHARED = 200_000  # images of 3072 bytes: 614 MB
+
+
+def run(quick: bool = False) -> list[tuple]:
+    """Rows (what, value, unit, goal) of speed, peak memory and sharing."""
+    images = 10_000 if quick else 50_000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = speed(folder, images, 3 if quick else 9)
+        rows += peak(folder, images)
+        return rows + sharing(folder, SHARED // 10 if quick else SHARED, 2 if quick else 8)
+
+
+# ---- speed ---------------------------------------------------------------------------------
+
+
+def speed(folder: Path, images: int, repeats: int) -> list[tuple]:
+    """Processor time until all bytes were read, against the original's way."""
+    ours, theirs = write(folder / "bytes", images), folder / "half.h5"
+    with h5py.File(theirs, "w") as file:
+        data = file.create_dataset("data", (images, 3, RES, RES), np.float16)
+        for start in range(0, images, CHUNK):
+            data[start : start + CHUNK] = np.random.randn(CHUNK, 3, RES, RES)
+    rows = np.arange(images)
+    ways = {
+        "float16, slices of 1000, concatenated": lambda: slices(theirs),
+        "bytes, mapped and each touched": lambda: touch(hdf5.open_map(ours, "data")),
+        "bytes, read into one block": lambda: hdf5.read_into(ours, "data", rows),
+    }
+    seconds = interleave(ways, repeats)
+    reference = seconds[next(iter(ways))]
+    found = [(f"{images} images: {way}", 1000 * s, "ms") for way, s in seconds.items()]
+    ratios = ["", *(f"{reference / s:.1f} times as fast (goal >= 6)" for s in
+                    list(seconds.values())[1:])]  # fmt: skip
+    return [(*row, ratio) for row, ratio in zip(found, ratios, strict=True)]
+
+
+def slices(path: Path) -> Tensor:
+    """The original's way: contiguous slices, each a copy, put together into another one."""
+    with h5py.File(path) as file:
+        data = file["data"]
+        parts = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def touch(data: Tensor) -> Tensor:
+    """Read every byte, eight at a time."""
+    return data.view(-1).view(torch.int64).sum()
+
+
+# ---- memory, in processes of their own -------------------------------------------------------
+
+
+def peak(folder: Path, images: int) -> list[tuple]:
+    """Peak memory of two epochs above what the imports take."""
+    write(folder / "peak", images)
+    rows = []
+    for views in (1, 2):
+        (found,) = measured(1, folder / "peak", views)
+        grown = f"{images} images, two epochs, {views} view(s): peak above imports"
+        rows.append((grown, found["peak"], "MB", "goal <= 250"))
+    return rows
+
+
+def sharing(folder: Path, images: int, trials: int) -> list[tuple]:
+    """Private memory that the data add to each of several processes that are open at once."""
+    write(folder / "shared", images)
+    found = measured(trials, folder / "shared", 1)
+    size = images * 3 * RES * RES / 1e6
+    worst = max(one["private"] for one in found)
+    label = f"{trials} processes, {size:.0f} MB of data: most private memory added"
+    return [(label, worst, "MB", "goal < 30")]
+
+
+def measured(trials: int, folder: Path, views: int) -> list[dict[str, float]]:
+    """Run `trial` in several processes at once; each measures when all have done their pass."""
+    code = "import sys; from bench import loading; loading.trial(sys.argv[1], int(sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(folder), str(views)]
+    pipe = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=paths.ROOT)
+    running = [subprocess.Popen(command, **pipe) for _ in range(trials)]
+    for process in running:
+        process.stdout.readline()
+    outputs = [process.communicate("measure\n")[0] for process in running]
+    names = ("peak", "private")
+    return [dict(zip(names, map(float, text.split()), strict=True)) for text in outputs]
+
+
+def trial(folder: str, views: int) -> None:
+    """Two epochs over the data in `folder`, without a model; prints peak and private MB.
+
+    What the data add in private memory is counted from after a pass over a few images, which
+    brings the allocator and torch's buffers to their size.
+    """
+    torch.set_num_threads(1)
+    imports = memory("status", "VmRSS")
+    gin.bind_parameter("BaseDataset.double_sample", views == 2)
+    gin.bind_parameter("BaseDataset.max_images", 10**6)
+    paths.DATA_DIR = Path(folder) / "small"
+    passes(1)
+    before = private()
+    paths.DATA_DIR = Path(folder)
+    loader = passes(2)
+    print("done", flush=True)
+    sys.stdin.readline()
+    print(memory("status", "VmHWM") - imports, private() - before)
+    del loader
+
+
+def passes(epochs: int) -> Loader:
+    """Augmented minibatches of whole epochs; the loader, which holds the map."""
+    data = CIFARDataset("train")
+    loader = Loader(data, augment(data.info, True), torch.device("cpu"), BATCH)
+    for epoch in range(epochs):
+        loader.set_round(0, epoch)
+        for batch in loader:
+            del batch
+    return loader
+
+
+def memory(file: str, field: str) -> float:
+    """A field of this process's /proc file, in MB."""
+    lines = Path(f"/proc/self/{file}").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field))
+
+
+def private() -> float:
+    """Memory that no other process shares, in MB."""
+    return memory("smaps_rollup", "Private_Dirty") + memory("smaps_rollup", "Private_Clean")
+
+
+def write(folder: Path, images: int) -> Path:
+    """Random bytes as CIFAR's data file in `folder`, and a few of them in `folder`/small."""
+    if folder.name != "small":
+        write(folder / "small", SMALL)
+    path = folder / "cifar" / f"data_{RES}_10.h5"
+
+    def fill(file: h5py.File) -> None:
+        data = file.create_dataset("data", (images, 3, RES, RES), np.uint8)
+        block = np.frombuffer(os.urandom(CHUNK * 3 * RES * RES), np.uint8)
+        for start in range(0, images, CHUNK):
+            data[start : start + CHUNK] = block.reshape(CHUNK, 3, RES, RES)
+        file["targets"] = np.arange(images) % 10
+
+    hdf5.create(path, fill)
+    return path
+
+
+if __name__ == "__main__":
+    print(prepare(), end="\n\n")
+    print(table(run(), ("what", "value", "unit", "against")))

@@ -1,0 +1,114 @@
+import gin
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import color
+
+import paths
+from misc import data as tool
+from selfstudy import registry
+from util import hdf5
+from util.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA_DIR", tmp_path)
+    yield tmp_path
+    gin.clear_config()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `misc/data.py` with these words; the exit code and what it printed."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["misc/data.py", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            tool.main()
+        return caught.value.code, capsys.readouterr()
+
+    return run
+
+
+def test_names_are_found_by_their_beginning():
+    registry.discover()
+    for name in ("digits", "DIGITS", "DigitsDataset", "digit"):
+        assert tool.chosen(name) == "DigitsDataset"
+    assert tool.chosen("fashion") == "FashionMNISTDataset"
+    assert tool.chosen("cifar") == "CIFARDataset"
+    with pytest.raises(UserError, match="did you mean 'DigitsDataset'"):
+        tool.chosen("digitz")
+
+
+def test_prepare_verify_and_damage(command, data_dir):
+    code, shown = command("prepare", "digits", "-p", "BaseDataset.input_res = 16")
+    assert code == 0 and "data_16.h5" in shown.out
+    words = ("verify", "digits", "-p", "BaseDataset.input_res = 16")
+    code, shown = command(*words)
+    assert code == 0 and "[1797, 3, 16, 16] uint8, 0 to 255" in shown.out
+    lines = {line.split()[0]: line for line in shown.out.splitlines()}
+    counts = [int(word) for word in lines["train"].split(":")[1].split()]
+    assert sum(counts) == 1197 and len(counts) == 10
+    assert lines["sha256"].endswith(" ok")
+    path = data_dir / "digits" / "data_16.h5"
+    with path.open("rb+") as file:
+        file.seek(hdf5.locate(path, "data").offset + 1000)
+        file.write(b"\xab\xcd\xef")
+    code, shown = command(*words)
+    assert code == 2
+    assert shown.err.count("\n") == 1 and f"error: {path} is damaged" in shown.err
+
+
+@pytest.mark.parametrize("space", ["rgb", "lab"])
+def test_contact_sheet(command, data_dir, space):
+    path = data_dir / "syn" / "lg_3222" / ("data_8_lab.h5" if space == "lab" else "data_8.h5")
+    path.parent.mkdir(parents=True)
+    draw = np.random.RandomState(0)
+    with h5py.File(path, "w") as file:
+        file["data"] = draw.randn(120, 3, 8, 8).astype(np.float16)
+        file["targets"] = np.arange(120) % 3
+    options = ["-p", "BaseDataset.input_res = 8", f"SynDataset.use_lab = {space == 'lab'}"]
+    code, shown = command("show", "syn", *options, "-o", data_dir / "sheet.png")
+    assert code == 0, shown.err
+    sheet = np.asarray(Image.open(data_dir / "sheet.png"))
+    assert sheet.shape[0] == tool.LINE + 3 * (tool.TILE + tool.EDGE)
+    tiles = sheet[tool.LINE :, tool.LABEL :]
+    assert tiles.std() > 10
+    code, shown = command("verify", "syn", *options)
+    assert code == 0 and "none in the file (original layout)" in shown.out
+    assert "of each class: 34 33 33" in shown.out
+
+
+def test_raw_tiles_are_the_stored_images(command, data_dir):
+    code, _ = command("show", "digits", "-o", data_dir / "sheet.png")
+    assert code == 0
+    sheet = np.asarray(Image.open(data_dir / "sheet.png"))
+    file = data_dir / "digits" / "data_32.h5"
+    images, labels = (hdf5.open_map(file, name).numpy() for name in ("data", "targets"))
+    for digit in (0, 7):
+        row = np.flatnonzero(labels == digit)[1]
+        top = tool.LINE + digit * (tool.TILE + tool.EDGE)
+        left = tool.LABEL + tool.TILE + tool.EDGE
+        tile = sheet[top : top + 64 : 2, left : left + 64 : 2]
+        assert np.array_equal(tile, images[row].transpose(1, 2, 0))
+
+
+def test_mistakes_are_one_line(command):
+    for words in (
+        ("show", "digitz"),
+        ("prepare", "digits", "-p", "BaseDataset.input_ress = 3"),
+        ("prepare", "digits", "-g", "no/such/file"),
+        ("prepare", "syn"),
+    ):
+        code, shown = command(*words)
+        assert code == 2 and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+
+
+def test_lab_to_rgb_is_the_inverse_of_skimages():
+    rgb = np.random.RandomState(0).randint(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    lab = torch.from_numpy(color.rgb2lab(rgb)).permute(0, 3, 1, 2)
+    back = tool.lab_to_rgb(lab).permute(0, 2, 3, 1).numpy()
+    assert abs(back - rgb).max() < 0.05

@@ -1,0 +1,105 @@
+"""Schedules against numpy and torch, optimizers by name, meters against plain sums."""
+
+import numpy as np
+import pytest
+import torch
+
+from selfstudy import optim
+from util import meters
+from util.errors import UserError
+from util.schedules import piecewise_linear
+
+
+def weights():
+    return [torch.nn.Parameter(torch.ones(3))]
+
+
+@pytest.mark.parametrize("rounds", [0, 0.5, 2.5, 5, 7.25, 25, 30])
+def test_piecewise_linear_is_numpys_interp(rounds):
+    expected = np.interp(rounds, [0, 5, 25], [0, 0.01, 1e-6])
+    assert piecewise_linear(rounds, [5, 25], [0, 0.01, 1e-6]) == pytest.approx(expected)
+
+
+def test_exp_factor_bends_the_last_segment_only():
+    straight = [piecewise_linear(r, [5, 25], [0, 1, 1]) for r in (3, 5, 15, 25)]
+    bent = [piecewise_linear(r, [5, 25], [0, 1, 1], exp_factor=2) for r in (3, 5, 15, 25)]
+    assert bent[:2] == straight[:2]
+    shares = np.linspace(1, 1e-7, 3) ** 2  # the published table, with three steps
+    assert bent[2:] == pytest.approx(list(shares[1:]))
+
+
+def test_table_drives_every_step_and_a_number_means_up_and_down():
+    optimizer = optim.optimizer(weights(), "SGD", lr=2.0)
+    schedule = optim.scheduler(optimizer, [1, 4], 0.5)
+    seen = []
+    for progress in (0, 0.5, 1, 2.5, 4):
+        schedule.before_step(progress)
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == pytest.approx([0, 0.5, 1.0, 0.5, 0]) and schedule.rounds == 4
+
+
+def test_torch_schedulers_by_name_step_once_a_round():
+    ours = optim.optimizer(weights(), "SGD", lr=1.0)
+    schedule = optim.scheduler(ours, [4], [0, 1], scheduler_fn="StepLR",
+                               arguments={"step_size": 2, "gamma": 0.1})  # fmt: skip
+    rates = []
+    for _ in range(4):
+        schedule.before_step(0)
+        ours.step()
+        schedule.after_round({})
+        rates.append(ours.param_groups[0]["lr"])
+    assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
+    plateau = optim.scheduler(ours, [4], [0, 1], scheduler_fn="ReduceLROnPlateau", metric="x")
+    with pytest.raises(UserError, match="scheduler.metric"):
+        plateau.after_round({"valid_loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    "milestones, targets, text",
+    [([5, 25], [0, 1], "need 3 rates"), ([], [0], "rising"), ([5, 5], [0, 1, 0], "rising"),
+     ([9, 5], 1.0, "rising")],
+)  # fmt: skip
+def test_wrong_tables_are_refused(milestones, targets, text):
+    with pytest.raises(UserError, match=text):
+        optim.table_arguments(milestones, targets)
+
+
+def test_optimizers_take_what_torch_takes():
+    adam = optim.optimizer(weights(), "Adam", lr=1, betas=[0.8, 0.999], weight_decay=1e-4)
+    assert type(adam) is torch.optim.Adam and adam.defaults["fused"]
+    rms = optim.optimizer(weights(), "RMSprop", lr=0.1, arguments={"alpha": 0.9})
+    assert rms.defaults["alpha"] == 0.9
+    with pytest.raises(UserError, match="Adam takes no 'momentum'"):
+        optim.optimizer(weights(), "Adam", momentum=0.9)
+    with pytest.raises(UserError, match="did you mean 'nesterov'"):
+        optim.optimizer(weights(), "SGD", arguments={"nestrov": True})
+
+
+def test_fused_steps_equal_plain_ones():
+    ours, plain = weights(), weights()
+    a = optim.optimizer(ours, "Adam", lr=0.1, betas=[0.8, 0.999], eps=1e-8, weight_decay=1e-4)
+    b = torch.optim.Adam(plain, lr=0.1, betas=(0.8, 0.999), eps=1e-8, weight_decay=1e-4)
+    for _ in range(5):
+        for params, optimizer in ((ours, a), (plain, b)):
+            params[0].grad = params[0].detach() * 2 - 1
+            optimizer.step()
+    assert torch.allclose(ours[0], plain[0], atol=1e-6)
+
+
+def test_running_mean_keeps_95_percent():
+    meter, expected = meters.RunningMean(), None
+    for value in (1.0, 3.0, -2.0):
+        meter.update({"loss": torch.tensor(value)}, 4)
+        expected = value if expected is None else 0.95 * expected + 0.05 * value
+    assert meters.read({"train": meter}) == pytest.approx({"train_loss": expected})
+    copy = meters.RunningMean()
+    copy.load_state_dict(meter.state_dict(), torch.device("cpu"))
+    assert meters.read({"train": copy}) == meters.read({"train": meter})
+
+
+def test_weighted_mean_counts_rows():
+    meter = meters.WeightedMean()
+    meter.update({"a": torch.tensor(1.0), "b": torch.tensor(0.0)}, 30)
+    meter.update({"a": torch.tensor(4.0), "b": torch.tensor(1.0)}, 10)
+    empty = meters.WeightedMean()
+    assert meters.read({"valid": meter, "test": empty}) == {"valid_a": 1.75, "valid_b": 0.25}
