@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from typing import NoReturn
 
 # OpenMP's waiting threads spin by default, which cost a factor of three on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,9 +20,17 @@ from util.progress import Progress, clock, table
 DEFAULT_GIN = ("digits/r9/classify",)
 
 
+class _Flags(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Argparse itself would print the usage before it."""
+        raise UserError(f"{message}; see python main.py --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's flags; `-g` and `-p` add up when repeated."""
-    flags = argparse.ArgumentParser(
+    flags = _Flags(
         prog="python main.py",
         description="Train, sweep and evaluate. Without arguments: a small network on digits.",
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.common import interleave, prepare, table
 from selfstudy.augment import augment
+from selfstudy.models.resnet import ResNet
 from selfstudy.transforms import PadCrop
 from selfstudy.types import DataInfo
 
@@ -209,42 +210,21 @@ def kornia_views() -> nn.Module:
     )
 
 
-class Residual(nn.Module):
-    """Two convolutions around which the input goes as well."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.body = nn.Sequential(_conv(width, width), _conv(width, width))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] to the same shape."""
-        return images + self.body(images)
-
-
-def _conv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.CELU(0.075),
-    )
-
-
 def narrow_resnet9() -> nn.Module:
-    """A stand-in for the narrow ResNet-9: 16, 32, 64, 128 channels."""
-    return nn.Sequential(
-        _conv(3, 16),
-        _conv(16, 32),
-        nn.MaxPool2d(2),
-        Residual(32),
-        _conv(32, 64),
-        nn.MaxPool2d(2),
-        _conv(64, 128),
-        nn.MaxPool2d(2),
-        Residual(128),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(128, 10),
-    ).to(memory_format=torch.channels_last)
+    """The narrow ResNet-9 with a linear classifier."""
+    encoder = ResNet(3, "resnet9", width=0.25, out_feats=None)
+
+    class Classifier(nn.Module):
+        """Images [B, 3, H, W] to logits [B, 10]."""
+
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = encoder, nn.Linear(encoder.out_feats, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.encoder(images).pooled)
+
+    return Classifier().to(memory_format=torch.channels_last)
 
 
 def training_step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:

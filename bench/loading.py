@@ -26,6 +26,7 @@ from util import hdf5
 RES, CHUNK, BATCH = 32, 1000, 512
 SMALL = 5_000  # images that a trial has seen before its memory is measured
 SHARED = 200_000  # images of 3072 bytes: 614 MB
+MEETINGS = 4  # of the trials in `trial`
 
 
 def run(quick: bool = False) -> list[tuple]:
@@ -49,10 +50,15 @@ def speed(folder: Path, images: int, repeats: int) -> list[tuple]:
         for start in range(0, images, CHUNK):
             data[start : start + CHUNK] = np.random.randn(CHUNK, 3, RES, RES)
     rows = np.arange(images)
+    block = torch.zeros(images, 3, RES, RES, dtype=torch.uint8)
     ways = {
         "float16, slices of 1000, concatenated": lambda: slices(theirs),
         "bytes, mapped and each touched": lambda: touch(hdf5.open_map(ours, "data")),
-        "bytes, read into one block": lambda: hdf5.read_into(ours, "data", rows),
+        "bytes, read into a new block": lambda: hdf5.read(ours, "data", rows),
+        # What a GPU's loader does: torch keeps pinned blocks and hands them out again.
+        "bytes, read into a block that is there": lambda: hdf5.read_into(
+            block, ours, "data", rows
+        ),
     }
     seconds = interleave(ways, repeats)
     reference = seconds[next(iter(ways))]
@@ -79,12 +85,12 @@ def touch(data: Tensor) -> Tensor:
 
 
 def peak(folder: Path, images: int) -> list[tuple]:
-    """Peak memory of two epochs above what the imports take."""
+    """Peak memory of an epoch above what the imports take."""
     write(folder / "peak", images)
     rows = []
     for views in (1, 2):
         (found,) = measured(1, folder / "peak", views)
-        grown = f"{images} images, two epochs, {views} view(s): peak above imports"
+        grown = f"{images} images, an epoch, {views} view(s): peak above imports"
         rows.append((grown, found["peak"], "MB", "goal <= 250"))
     return rows
 
@@ -100,20 +106,24 @@ def sharing(folder: Path, images: int, trials: int) -> list[tuple]:
 
 
 def measured(trials: int, folder: Path, views: int) -> list[dict[str, float]]:
-    """Run `trial` in several processes at once; each measures when all have done their pass."""
+    """Run `trial` in several processes at once; each measures while all others are there."""
     code = "import sys; from bench import loading; loading.trial(sys.argv[1], int(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(folder), str(views)]
     pipe = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=paths.ROOT)
     running = [subprocess.Popen(command, **pipe) for _ in range(trials)]
+    for _ in range(MEETINGS):
+        lines = [process.stdout.readline() for process in running]
+        for process in running:
+            process.stdin.write("go on\n")
+            process.stdin.flush()
     for process in running:
-        process.stdout.readline()
-    outputs = [process.communicate("measure\n")[0] for process in running]
+        process.wait()
     names = ("peak", "private")
-    return [dict(zip(names, map(float, text.split()), strict=True)) for text in outputs]
+    return [dict(zip(names, map(float, line.split()), strict=True)) for line in lines]
 
 
 def trial(folder: str, views: int) -> None:
-    """Two epochs over the data in `folder`, without a model; prints peak and private MB.
+    """An epoch over the data in `folder`, without a model; prints peak and private MB.
 
     What the data add in private memory is counted from after a pass over a few images, which
     brings the allocator and torch's buffers to their size.
@@ -123,24 +133,30 @@ def trial(folder: str, views: int) -> None:
     gin.bind_parameter("BaseDataset.double_sample", views == 2)
     gin.bind_parameter("BaseDataset.max_images", 10**6)
     paths.DATA_DIR = Path(folder) / "small"
-    passes(1)
+    loader = epoch()
+    meet("a few images seen")
     before = private()
+    meet("measured")
     paths.DATA_DIR = Path(folder)
-    loader = passes(2)
-    print("done", flush=True)
-    sys.stdin.readline()
-    print(memory("status", "VmHWM") - imports, private() - before)
+    loader = epoch()
+    meet("all images seen")
+    added = private() - before
+    meet(f"{memory('status', 'VmHWM') - imports} {added}")
     del loader
 
 
-def passes(epochs: int) -> Loader:
-    """Augmented minibatches of whole epochs; the loader, which holds the map."""
+def meet(text: str) -> None:
+    """Wait until all trials are here: what is private depends on who else is alive."""
+    print(text, flush=True)
+    sys.stdin.readline()
+
+
+def epoch() -> Loader:
+    """Once through the augmented minibatches; returns the loader, which holds the map."""
     data = CIFARDataset("train")
     loader = Loader(data, augment(data.info, True), torch.device("cpu"), BATCH)
-    for epoch in range(epochs):
-        loader.set_round(0, epoch)
-        for batch in loader:
-            del batch
+    for batch in loader:
+        del batch
     return loader
 
 

@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import importlib.util  # noqa: F401  (gin 0.5 uses it without importing it)
 import inspect
+import math
+import re
 import tokenize
 import types
 import typing
@@ -33,6 +35,11 @@ RETIRED = {
     "session.keep_bn_f32": "session.precision (autocast keeps batch norm in float32)",
     "BaseDataset.use_fp16": "session.precision (data stay bytes until they are on the device)",
 }
+
+
+_NAME = re.compile(r"[\w./]+", re.ASCII)
+_UNQUOTED = re.compile(r"[A-Za-z_][\w.-]*")
+_MACRO = "gin.macro"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +72,29 @@ def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
     """
     gin.clear_config()
     for name in spec.gin:
-        _parse_file(name, ())
+        _parse_file(name, (), "-g")
     for text in spec.params:
         _parse_param(text)
     for name, value in flatten(overrides or {}).items():
         _bind_name(name, literal(name, value), "ray config")
+    _settle_macros()
     gin.finalize()
 
 
-def _parse_file(name: str, chain: tuple[str, ...]) -> None:
+def _parse_file(name: str, chain: tuple[str, ...], where: str) -> None:
     """Parse `config/gin/<name>.gin`; `include` names are relative to the same folder."""
     name = name.removesuffix(".gin")
     if name in chain:
-        raise UserError(f"config/gin/{name}.gin includes itself")
+        raise UserError(f"{where}: config/gin/{name}.gin includes itself")
     try:
         path = paths.under(paths.GIN_DIR, name + ".gin")
         text = path.read_text(encoding="utf-8")
     except ValueError as error:
-        raise UserError(f"-g {error}") from None
+        raise UserError(f"{where}: {error}") from None
     except OSError:
-        raise UserError(f"no config/gin/{name}.gin{nearest(name, gin_files())}") from None
+        raise UserError(
+            f"{where}: no config/gin/{name}.gin{nearest(name, gin_files())}"
+        ) from None
     _parse(text, f"config/gin/{name}.gin", (*chain, name))
 
 
@@ -97,8 +107,8 @@ def gin_files() -> list[str]:
 def _parse_param(text: str) -> None:
     if "\n" in text or "\r" in text:
         raise UserError(f"-p takes one binding each: {text!r}")
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
+    name, equals, _ = text.partition("=")
+    if not equals or not _NAME.fullmatch(name.strip()):
         raise UserError(
             f"-p '{text}': expected 'name = value', as in 'dataloader.batch_size = 64'"
         )
@@ -106,35 +116,48 @@ def _parse_param(text: str) -> None:
 
 
 def _parse(text: str, source: str, chain: tuple[str, ...]) -> None:
-    """Read statements with gin's parser and bind each; errors carry `source` and line."""
-    line = 0
+    """Bind each statement of a text; errors carry `source` and, in a file, the line."""
+    for statement, where in _statements(text, source, in_file=bool(chain)):
+        if isinstance(statement, config_parser.IncludeStatement):
+            _parse_file(statement.filename, chain, where)
+        elif isinstance(statement, config_parser.ImportStatement):
+            raise UserError(f"{where}: import statements run code and are refused")
+        elif isinstance(statement, config_parser.BindingStatement):
+            _bind(statement.scope, statement.selector, statement.arg_name, statement.value,
+                  where)  # fmt: skip
+
+
+def _statements(text: str, source: str, in_file: bool) -> Iterator[tuple[Any, str]]:
+    """The statements that gin's own parser reads, each with where it stands."""
+
+    def where(line: int) -> str:
+        return f"{source}:{line}" if in_file else source
+
+    parser = None
     try:
-        for statement in config_parser.ConfigParser(text, _Delegate()):
-            line = statement.location.line_num
-            where = f"{source}:{line}" if chain else source
-            if isinstance(statement, config_parser.IncludeStatement):
-                if not chain:
-                    raise UserError("include belongs into a file; use -g")
-                _parse_file(statement.filename, chain)
-            elif isinstance(statement, config_parser.ImportStatement):
-                raise UserError(f"{where}: import statements run code and are refused")
-            elif isinstance(statement, config_parser.BindingStatement):
-                _bind(statement.scope, statement.selector, statement.arg_name,
-                      statement.value, where)  # fmt: skip
-    except UserError as error:
-        named = source in error.text or "config/gin/" in error.text
-        raise UserError(error.text if named else f"{source}: {error.text}") from None
-    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as error:
-        raise UserError(f"{source}: {_syntax_hint(text, error)}") from None
+        parser = config_parser.ConfigParser(text, _Delegate())
+        for statement in parser:
+            yield statement, where(statement.location.line_num)
+    except (UserError, SyntaxError, ValueError, RecursionError, tokenize.TokenError) as error:
+        line = parser.current_token.start[0] if parser else 1
+        shown = f"{text}\n".split("\n")[line - 1]
+        hint = error.text if isinstance(error, UserError) else _hint(shown, error)
+        raise UserError(f"{where(line)}: {hint}") from None
 
 
-def _syntax_hint(text: str, error: Exception) -> str:
-    value = text.partition("=")[2].strip() if text.count("\n") == 0 else ""
-    if value and value.replace("_", "").replace(".", "").replace("-", "").isalnum():
-        name = text.partition("=")[0].strip()
+def _hint(line: str, error: Exception) -> str:
+    """What is wrong with the line that gin's parser has stopped in."""
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if not equals or not _NAME.fullmatch(name) or value.count("[") != value.count("]"):
+        return f"cannot be parsed: {error.args[0]}"
+    if value.lower() in ("true", "false", "none"):
+        return f"write '{name} = {value.capitalize()}'"
+    if _UNQUOTED.fullmatch(value):
         return f"string values need quotes: '{name} = \"{value}\"'"
-    place = getattr(error, "lineno", None)
-    return f"cannot be parsed{f' (line {place})' if place else ''}: {error.args[0]}"
+    return (
+        f"{value or 'nothing'} is no value; expected one number, True, False, None, text in "
+        "quotes, or a list of these"
+    )
 
 
 def _bind_name(name: str, value: Any, where: str) -> None:
@@ -149,22 +172,69 @@ def _bind(scope: str, selector: str, argument: str, value: Any, where: str) -> N
         _bind_macro(f"{scope}/{selector}" if scope else selector, value, where)
         return
     name = f"{scope}/{selector}.{argument}" if scope else f"{selector}.{argument}"
-    known = parameters(selector, argument, where)
-    hint, default = known[argument]
-    if not isinstance(value, gin_config.ConfigurableReference):
-        value = checked(name, value, hint, default, where)
+    hint, default = parameters(selector, argument, where)[argument]
+    _check_scope(scope, selector, where)
+    value = checked(name, value, hint, default, where)
     gin.bind_parameter((scope, selector, argument), value)
+
+
+def _check_scope(scope: str, selector: str, where: str) -> None:
+    """Refuse a scope that nothing is called under, which gin would take without a word."""
+    used = {name for entry in _entries() for name in getattr(entry.wrapper, "uses", ())}
+    name = f"{scope}/{selector.rpartition('.')[2]}"
+    if scope and name not in used:
+        scoped = {name for name in used if "/" in name}
+        raise UserError(f"{where}: '{name}' is never used{nearest(name, scoped)}")
 
 
 def _bind_macro(name: str, value: Any, where: str) -> None:
     """Files define macros; `-p` may change one, but `batch_size=3` is no new one."""
-    known = {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
+    known = {scope for scope, selector in gin_config._CONFIG if selector == _MACRO}
     if where.startswith("-p") and name not in known:
         options = {f"{entry.name}.{name}" for entry in _entries()
                    if name in inspect.signature(_function(entry)).parameters}  # fmt: skip
         raise UserError(f"{where}: '{name}' is not of the form 'component.argument'"
                         f"{nearest(name, options)}")  # fmt: skip
-    gin.bind_parameter((name, "gin.macro", "value"), value)
+    gin.bind_parameter((name, _MACRO, "value"), value)
+
+
+def _settle_macros() -> None:
+    """Put each macro's value where it is used, checked there like any other value.
+
+    It happens after everything is bound, because a later file or `-p` may change a macro.
+    """
+    for (scope, selector), arguments in list(gin_config._CONFIG.items()):
+        for argument, value in list(arguments.items()):
+            used = ", ".join(f"%{name}" for name in _macros(value))
+            if used and selector != _MACRO:
+                _bind(scope, selector.rpartition(".")[2], argument, _settled(value, ()), used)
+
+
+def _macros(value: Any) -> list[str]:
+    """The names of the macros in a value."""
+    if isinstance(value, gin_config.ConfigurableReference):
+        return [value.scoped_selector.removesuffix(f"/{_MACRO}")]
+    items = value.values() if isinstance(value, dict) else value
+    nested = isinstance(value, (list, tuple, dict))
+    return [name for item in items for name in _macros(item)] if nested else []
+
+
+def _settled(value: Any, chain: tuple[str, ...]) -> Any:
+    """`value` with the values of macros in their places."""
+    if isinstance(value, gin_config.ConfigurableReference):
+        (name,) = _macros(value)
+        known = {scope: held["value"] for (scope, selector), held in gin_config._CONFIG.items()
+                 if selector == _MACRO}  # fmt: skip
+        if name in chain:
+            raise UserError(f"%{name} refers to itself")
+        if name not in known:
+            raise UserError(f"%{name} is not defined{nearest(name, known)}")
+        return _settled(known[name], (*chain, name))
+    if isinstance(value, dict):
+        return {key: _settled(item, chain) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_settled(item, chain) for item in value]
+    return value
 
 
 def _entries() -> list:
@@ -207,7 +277,10 @@ def parameters(selector: str, argument: str | None = None, where: str = "") -> d
 
 def checked(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
     """`value` in the type that `hint` asks for; a `UserError` says what was expected."""
-    fits, result = _fit(value, hint)
+    try:
+        fits, result = _fit(value, hint)
+    except UserError as error:
+        raise UserError(f"{where}: {error.text}") from None
     if not fits:
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
         shown_default = "" if default in (inspect.Parameter.empty, gin.REQUIRED) else (
@@ -224,6 +297,8 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
     origin = typing.get_origin(hint)
     if hint is Any or hint is inspect.Parameter.empty:
         return True, value
+    if isinstance(value, gin_config.ConfigurableReference):
+        return True, value  # a macro, checked when it is settled
     if origin is typing.Annotated:
         fits, value = _fit(value, hint.__origin__)
         for mark in hint.__metadata__:
@@ -250,7 +325,8 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
         fits = not isinstance(value, bool) and (isinstance(value, int) or integral)
         return fits, int(value) if fits else value
     if hint is float:
-        fits = not isinstance(value, bool) and isinstance(value, (int, float))
+        number = not isinstance(value, bool) and isinstance(value, (int, float))
+        fits = number and math.isfinite(value)  # gin's text of infinity does not parse
         return fits, float(value) if fits else value
     if origin in (list, tuple) or hint in (list, tuple):
         return _fit_sequence(value, hint)
@@ -303,9 +379,8 @@ def literal(name: str, value: Any) -> Any:
         return [literal(name, item) for item in value]
     if isinstance(value, dict):
         return {key: literal(name, item) for key, item in value.items()}
-    if hasattr(value, "item"):
-        value = value.item()
     try:
+        value = value.item() if hasattr(value, "item") else value
         same = ast.literal_eval(repr(value)) == value
     except (ValueError, SyntaxError):
         same = False

@@ -264,9 +264,9 @@ def load_weights(
 def _difference(name: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> str | None:
     """Why a tensor of this name cannot be loaded, or None."""
     if name not in own:
-        return "only in the snapshot"
+        return "left out, not in the model"
     if name not in state:
-        return "only in the model"
+        return "start anew"
     return "of another shape" if _shape(name, own) != _shape(name, state) else None
 
 

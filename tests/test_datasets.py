@@ -79,11 +79,14 @@ def test_map_and_read_equal_h5py(tmp_path, options):
     assert np.array_equal(hdf5.open_map(path, "data").numpy(), values)
     rows = np.array([3, 4, 5, 49, 0, 0, 1, 20, 19])
     for threads in (1, 3):
-        block = hdf5.read_into(path, "data", rows, threads=threads)
+        block = hdf5.read(path, "data", rows, threads=threads)
         assert np.array_equal(block.numpy(), values[rows])
-    assert hdf5.read_into(path, "data", rows[:0]).shape == (0, 3, 4, 4)
+    assert hdf5.read(path, "data", rows[:0]).shape == (0, 3, 4, 4)
     with pytest.raises(IndexError):
-        hdf5.read_into(path, "data", np.array([50]))
+        hdf5.read(path, "data", np.array([50]))
+    for wrong in (torch.empty(2, 3, 4, 4), torch.empty(3, 3, 4, 4, dtype=torch.uint8)):
+        with pytest.raises(ValueError):
+            hdf5.read_into(wrong, path, "data", np.arange(2))
 
 
 def test_writing_to_a_map_leaves_the_file_alone(tmp_path):
@@ -134,7 +137,7 @@ group|scalar|filter|absent""".replace("\n", "|").split("|")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_strangers_file_reads_nothing_else(tmp_path, kind):
     links(tmp_path / "x.h5", kind)
-    for read in (hdf5.open_map, lambda *args: hdf5.read_into(*args, np.arange(1))):
+    for read in (hdf5.open_map, lambda *args: hdf5.read(*args, np.arange(1))):
         with pytest.raises(UserError, match="'data'"):
             read(tmp_path / "x.h5", "data")
 

@@ -439,13 +439,13 @@ def test_what_may_stay_behind_is_reported_with_the_reason():
     assert report.left_out == {
         "probe.weight": "of another shape",
         "probe.bias": "of another shape",
-        "mlp.weight": "only in the model",
-        "mlp.bias": "only in the model",
-        "head.weight": "only in the snapshot",
+        "mlp.weight": "start anew",
+        "mlp.bias": "start anew",
+        "head.weight": "left out, not in the model",
     }
     line = str(report)
     assert line.startswith("7 tensors loaded; 2 of another shape (probe.weight, probe.bias)")
-    assert "1 only in the snapshot (head.weight)" in line and "\n" not in line
+    assert "1 left out, not in the model (head.weight)" in line and "\n" not in line
 
 
 def test_a_partner_that_fits_is_loaded_though_it_might_stay_behind():

@@ -162,12 +162,12 @@ def open_map(path: Path, name: str) -> Tensor:
     """
     place = locate(path, name)
     if place.offset is None or 0 in place.shape:
-        return read_into(path, name, np.arange(place.shape[0]))
+        return read(path, name, np.arange(place.shape[0]))
     mapped = np.memmap(path, place.dtype, "c", place.offset, place.shape)
     return torch.from_numpy(mapped)
 
 
-def read_into(
+def read(
     path: Path, name: str, rows: np.ndarray, pin: bool = False, threads: int = 1
 ) -> Tensor:
     """The given rows in one freshly allocated block [len(rows), ...] on the host.
@@ -180,16 +180,31 @@ def read_into(
         threads: how many read at once (for network file systems).
     """
     place = locate(path, name)
+    block = _block((len(rows), *place.shape[1:]), place.dtype, pin)
+    read_into(block, path, name, rows, threads)
+    return block
+
+
+def read_into(block: Tensor, path: Path, name: str, rows: np.ndarray, threads: int = 1) -> None:
+    """`read` into memory that is there: contiguous, of the array's type, [len(rows), ...]."""
+    place = locate(path, name)
     if len(rows) and not 0 <= rows.min() <= rows.max() < place.shape[0]:
         raise IndexError(f"rows {rows.min()}..{rows.max()} of {place.shape[0]} in {path}")
-    dtype = torch.from_numpy(np.empty(0, place.dtype)).dtype
-    block = torch.empty((len(rows), *place.shape[1:]), dtype=dtype, pin_memory=pin)
+    array = block.numpy()
+    if array.shape != (len(rows), *place.shape[1:]) or array.dtype != place.dtype:
+        raise ValueError(f"block {array.shape} {array.dtype} for {len(rows)} rows of {place}")
     runs = list(_runs(rows))
     if place.offset is None:
-        _read_slowly(path, name, runs, block.numpy())
+        _read_slowly(path, name, runs, array)
     elif block.numel():
-        _read_straight(path, place, runs, block.numpy(), threads)
-    return block
+        _read_straight(path, place, runs, array, threads)
+
+
+def _block(shape: tuple[int, ...], dtype: np.dtype, pin: bool) -> Tensor:
+    """Memory for a block; numpy's comes in huge pages, three times as fast to touch first."""
+    if not pin:
+        return torch.from_numpy(np.empty(shape, dtype))
+    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
 
 
 def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:

@@ -51,9 +51,9 @@ class Store:
         return {**mapped, **self.made}
 
     def read(self, rows: np.ndarray, pin: bool = False, threads: int = 1) -> dict[str, Tensor]:
-        """Column -> the given rows [len(rows), ...] in a new block, see `hdf5.read_into`."""
+        """Column -> the given rows [len(rows), ...] in a new block, see `hdf5.read`."""
         block = {
-            key: hdf5.read_into(self.path, name, rows, pin, threads)
+            key: hdf5.read(self.path, name, rows, pin, threads)
             for key, name in self.fields.items()
         }
         chosen = torch.from_numpy(rows)
@@ -215,7 +215,7 @@ class BaseDataset:
             raise UserError(f"BaseDataset.label_cut is '{how}', expected 'balanced' or 'first'")
         if "class" not in self.store.fields:
             raise UserError(f"BaseDataset.semisupervised: {self.path} has no labels to balance")
-        labels = hdf5.read_into(self.path, "targets", rows).numpy()
+        labels = hdf5.read(self.path, "targets", rows).numpy()
         return np.sort(rows[balanced_order(labels, seed)[:kept]])
 
     def _describe(self) -> DataInfo:

@@ -91,10 +91,12 @@ class Wrapper(nn.Module):
     def _load(self, name: str, ignore_probes: bool) -> None:
         found = snapshot.resolve(name)
         state = found.weights()
-        if ignore_probes:
-            state = {key: item for key, item in state.items() if not key.startswith(PROBES)}
-        report = snapshot.load_weights(self, state, lambda key: not key.startswith(ENCODER))
+        kept = {key: item for key, item in state.items()
+                if not (ignore_probes and key.startswith(PROBES))}  # fmt: skip
+        report = snapshot.load_weights(self, kept, lambda key: not key.startswith(ENCODER))
         self.report = f"weights from {found.name}: {report}"
+        if len(kept) < len(state):
+            self.report += f"; {len(state) - len(kept)} of its probes left out (ignore_pretrained_fc)"
 
     def train(self, mode: bool = True) -> "Wrapper":
         """A frozen encoder stays in evaluation mode."""

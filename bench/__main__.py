@@ -1,0 +1,8 @@
+"""All measurements of bench/README.md: `python -m bench` (or `make bench`)."""
+
+import subprocess
+import sys
+
+for name in ("augment", "epoch", "loading"):
+    print(f"\n## {name}\n", flush=True)
+    subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True)

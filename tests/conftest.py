@@ -1,0 +1,124 @@
+"""What the tests share: a clean configuration, prepared digits, and the command line."""
+
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import gin
+import numpy as np
+import pytest
+import torch
+
+import paths
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Runs in a command's process and writes down what it had imported when it ended.
+SITE = """
+import atexit, os, sys
+@atexit.register
+def _tell():
+    with open(os.environ["SELFSTUDY_TEST_MODULES"], "w") as file:
+        file.write(" ".join({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Each test begins with an empty configuration, the same seeds and one thread.
+
+    Several threads would wait for each other on busy cores, thirty times as long as they work.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gin.clear_config()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    gin.clear_config()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory) -> Path:
+    """A data folder with the digits at 16 pixels, prepared once."""
+    from selfstudy.datasets.digits import DigitsDataset
+
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "DATA_DIR", folder)
+        gin.clear_config()
+        gin.bind_parameter("BaseDataset.input_res", 16)
+        DigitsDataset("train")
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path, shared_data, monkeypatch) -> Path:
+    """Experiments go to `tmp_path / 'exp'`, data come from `shared_data`."""
+    monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")
+    monkeypatch.setattr(paths, "DATA_DIR", shared_data)
+    return tmp_path
+
+
+@pytest.fixture
+def offline(monkeypatch) -> None:
+    """No download gets anywhere, on any machine."""
+    from util import fetch
+
+    def refuse(url):
+        raise OSError("no network")
+
+    monkeypatch.setattr(fetch, "_connect", refuse)
+
+
+@dataclass
+class Ran:
+    """How a command ended: exit code, texts, what it had imported, and what it left running."""
+
+    code: int
+    out: str
+    err: str
+    modules: set[str]
+    left: list[int]
+
+
+@pytest.fixture
+def cli(tmp_path, shared_data):
+    """A function that runs one of the project's scripts as a user would, in `tmp_path`."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    modules = tmp_path / "modules.txt"
+    env = os.environ | {
+        "SELFSTUDY_EXP": str(tmp_path / "exp"),
+        "SELFSTUDY_DATA": str(shared_data),
+        "SELFSTUDY_TEST_MODULES": str(modules),
+        "PYTHONPATH": str(tmp_path / "site"),
+        "https_proxy": "http://127.0.0.1:9",  # nothing listens there: no downloads
+        "http_proxy": "http://127.0.0.1:9",
+    }
+
+    def run(*args: str, script: str = "main.py", timeout: float = 120) -> Ran:
+        command = [sys.executable, str(ROOT / script), *args]
+        done = subprocess.run(command, cwd=tmp_path, env=env, timeout=timeout,
+                              capture_output=True, text=True)  # fmt: skip
+        return Ran(done.returncode, done.stdout, done.stderr,
+                   set(modules.read_text().split()), _offspring(tmp_path))  # fmt: skip
+
+    return run
+
+
+def _offspring(folder: Path) -> list[int]:
+    """Processes that inherited this test's environment and are still there (Linux)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"SELFSTUDY_EXP={folder}/exp".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:  # it has ended, or belongs to another user
+            continue
+    return found

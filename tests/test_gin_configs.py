@@ -1,0 +1,266 @@
+"""The files under config/gin run, and every published name binds or says when it will."""
+
+import math
+import re
+import shlex
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import paths
+from selfstudy import configure, registry, trial
+from selfstudy.configure import Spec
+from selfstudy.session import Session
+from util.errors import UserError
+
+RES, ROWS = 16, 48
+
+
+@pytest.fixture(scope="module", autouse=True)
+def discovered():
+    registry.discover()
+
+
+def load(*params: str, names: tuple[str, ...] = ()) -> dict:
+    configure.load(Spec(names, params))
+    return configure.bound()
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+# In the place of the file's data: 48 small random images with every kind of target.
+SMALL = (
+    "session.dataset = 'SynDataset'",
+    "SynDataset.dataset_choice = 'tiny'",
+    f"BaseDataset.input_res = {RES}",
+    "BaseDataset.num_valid = 4",
+    "dataloader.batch_size = 4",
+    "valid/dataloader.batch_size = 4",
+    "session.train_iters = 1",
+    "session.valid_iters = 1",
+    "ResNet.width = 0.1",
+)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A data set of random images with classes and poses."""
+    monkeypatch.setattr(paths, "DATA_DIR", tmp_path)
+    path = tmp_path / "syn" / "tiny" / f"data_{RES}.h5"
+    path.parent.mkdir(parents=True)
+    random = np.random.RandomState(0)
+    with h5py.File(path, "w") as file:
+        file["data"] = random.randint(0, 256, (ROWS, 3, RES, RES), np.uint8)
+        file["targets"] = (np.arange(ROWS) % 10).astype(np.int64)
+        file["rot_mat"] = np.linalg.qr(random.randn(ROWS, 3, 3))[0].astype(np.float32)
+
+
+def plain(value: Any) -> Any:
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize("name", configure.gin_files())
+def test_each_file_builds_a_session_that_learns(name, tiny):
+    load(*SMALL, names=(name,))
+    parts = configure.would_build("session")
+    session = Session(torch.device("cpu"))
+    session.rounds_done = 1  # at round 0 the rate is 0
+    before = {key: item.clone() for key, item in session.model.state_dict().items()}
+    result = session.round()
+    assert math.isfinite(result["train_loss"]) and 0 <= result["train_accuracy"] <= 1
+    assert result["learning_rate"] > 0 and session.steps == 1
+    after = session.model.state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any(key.startswith("backbone.encoder.") for key in moved)
+    # What --print-config shows is what the session has used.
+    shown = {
+        f"{part}.{key}": item for part, items in parts.items() for key, item in items.items()
+    }
+    used = configure.operative()
+    assert used.keys() <= shown.keys()
+    assert {key: plain(shown[key]) for key in used} == {k: plain(v) for k, v in used.items()}
+
+
+@pytest.mark.parametrize("name", configure.gin_files())
+def test_each_file_passes_the_check_that_needs_no_data(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA_DIR", tmp_path / "absent")
+    parts = trial.check(Spec((name,), ()), {}, build=False)
+    assert parts["scheduler"]["milestones"][-1] > 0
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("name", configure.gin_files())
+def test_each_file_opens_with_its_promise_and_its_command(name):
+    lines = (paths.GIN_DIR / f"{name}.gin").read_text().splitlines()
+    head = [line for line in lines[: lines.index(next(
+        line for line in lines if not line.startswith("#")))]]  # fmt: skip
+    commands = [line for line in head if line.startswith("# python main.py ")]
+    assert len(head) >= 2 and len(commands) == 1, "what it is, and how to run it"
+    words = shlex.split(commands[0])
+    assert name in words[words.index("-g") + 1 :]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(paths.GIN_DIR.rglob("*.gin")), ids=lambda path: path.stem
+)
+def test_each_fragment_parses_alone(path):
+    load(names=(str(path.relative_to(paths.GIN_DIR)),))
+    assert configure.bound()
+
+
+# ---- published names ------------------------------------------------------------------------
+
+# "Every bound name of the published configurations, with the values that occur."
+PUBLISHED: dict[str, tuple] = {
+    "session.task": ("ClassifyTask", "RotateTask"),
+    "session.dataset": ("CIFARDataset", "SynDataset"),
+    "session.model": ("Wrapper",),
+    "session.restore_session": (None,),
+    "session.train_iters": (-1,),
+    "session.valid_iters": (-1, 0),
+    "session.test_iters": (0, -1),
+    "BaseDataset.input_res": (32, 64, 128),
+    "BaseDataset.max_images": (10000, 50000, 100000),
+    "BaseDataset.semisupervised": (None, 100, 250, 1000, 4000, 20000, 50000, 100000, 200000),
+    "BaseDataset.double_sample": (False, True),
+    "BaseDataset.predict_pose": (False, True),
+    "BaseDataset.remote_loading": (False, True),
+    "BaseDataset.num_valid": (5000,),
+    "BaseDataset.chunk_size": (1000,),
+    "CIFARDataset.to_lab": (True, False),
+    "CIFARDataset.use_100": (False, True),
+    "SynDataset.dataset_choice": ("TCVL", "TCVL-multi", "lg_3222", "xlg0010"),
+    "SynDataset.use_lab": (True, False),
+    "augment.color_jitter": (True, False),
+    "augment.grayscale": (True, False),
+    "augment.flip": (True, False),
+    "augment.crop": (True, False),
+    "augment.cutout": (True, False),
+    "augment.transform_targets": (False, True),
+    "augment.do_augment": (None, True, False),
+    "optimizer.optim_fn": ("Adam", "SGD"),
+    "optimizer.weight_decay": (1e-4, 1e-5),
+    "optimizer.betas": ([0.8, 0.999],),
+    "optimizer.eps": (1e-8,),
+    "optimizer.lr": (1,),
+    "scheduler.target_lrs": ([0, 0.01, 1e-6], [0, 0.0005, 1e-5], 0.001),
+    "scheduler.milestones": ([5, 25], [5, 1600]),
+    "scheduler.exp_factor": (0, -0.5, 2),
+    "scheduler.scheduler_fn": ("LambdaLR", "ReduceLROnPlateau"),
+    "scheduler.metric": ("valid_loss",),
+    "dataloader.batch_size": (32, 64, 96, 192, 256, 384, 512),
+    "dataloader.num_workers": (0,),
+    "dataloader.shuffle": (True, False),
+    "train/dataloader.batch_size": (512,),
+    "valid/dataloader.batch_size": (512,),
+    "valid/dataloader.shuffle": (False,),
+    "test/dataloader.num_workers": (0,),
+    "Wrapper.model_choice": ("resnet", "rotate"),
+    "Wrapper.out_classes": ([10, 5], [11, 1]),
+    "Wrapper.pretrained": (None, "pretrained-amdim/xlg0010"),
+    "Wrapper.ignore_pretrained_fc": (True, False),
+    "Wrapper.finetune_classifier": (True, False),
+    "Wrapper.finetune_selfsup": (True, False),
+    "Wrapper.run_selfsup": (True, False),
+    "Wrapper.run_classifier": (True, False),
+    "Wrapper.warmup_fc": (0,),
+    "Wrapper.dense_pred": (True, False),
+    "init_resnet.choice": ("resnet9", "resnet18", "resnet34", "resnet50", "resnet101",
+                           "resnet152", "resnext50_32x4d", "wide_resnet50_2"),
+    "ResNet.feat_layer": (-1,),
+    "ResNet.freeze_at_k": (None, 2),
+    "ResNet.is_half": (True, False),
+    "ResNet.out_feats": (128, 256, 512),
+    "ResNet.prepool_fc": (True,),
+    "ResNet.skip_init_pool": (True,),
+    "ResNet.replace_stride_with_dilation": (None, [False, False, True]),
+    "ClassifyTask.is_pose": (True, False),
+}  # fmt: skip
+ROWS_PUBLISHED = [(name, value) for name, values in PUBLISHED.items() for value in values]
+
+# They arrive with their methods; a row that binds belongs into the table above.
+COMING: dict[str, tuple] = {
+    "session.task": ("VAETask", "CMCTask", "AMDIMTask", "DepthTask"),
+    "Wrapper.model_choice": ("vae", "cmc", "amdim", "amdim_ref"),
+    "AMDIMTask.tclip": (30,),
+    "CMCModel.dataset_size": (45000, 250000, 400000),
+    "CMCModel.nce_k": (4096, 8192, 4086, 16384),
+    "CMCModel.nce_t": (0.1,),
+    "CMCModel.nce_m": (0.2, 0.4),
+    "VAEModel.output_res": (32, 64),
+    "VAEModel.inpainting": (False,),
+    "VAEModel.do_reparameterize": (True,),
+    "VAETask.lmd": (1e-5,),
+}
+ROWS_COMING = [(name, value) for name, values in COMING.items() for value in values]
+
+# Those that the published description calls defaults.
+DEFAULTS = {
+    "session.test_iters": 0,
+    "BaseDataset.num_valid": 5000,
+    "BaseDataset.chunk_size": 1000,
+    "CIFARDataset.to_lab": True,
+    "CIFARDataset.use_100": False,
+    "SynDataset.dataset_choice": "lg_3222",
+    "SynDataset.use_lab": True,
+    "augment.transform_targets": False,
+    "augment.do_augment": None,
+    "optimizer.optim_fn": "SGD",
+    "optimizer.lr": 1,
+    "scheduler.exp_factor": 0,
+    "scheduler.scheduler_fn": "LambdaLR",
+    "scheduler.metric": "valid_loss",
+    "Wrapper.ignore_pretrained_fc": True,
+    "Wrapper.finetune_selfsup": True,
+    "Wrapper.run_classifier": True,
+    "Wrapper.warmup_fc": 0,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), ROWS_PUBLISHED, ids=str)
+def test_every_published_name_binds_its_values(name, value):
+    assert load(f"{name} = {value!r}") == {name: value}
+    configure.load(Spec(), {name: value})  # as a search gives it
+    assert configure.bound() == {name: value}
+
+
+def test_the_published_tuple_of_betas_binds():
+    assert load("optimizer.betas = (0.8, 0.999)")["optimizer.betas"] == [0.8, 0.999]
+
+
+@pytest.mark.parametrize(("name", "value"), ROWS_COMING, ids=str)
+def test_what_is_not_there_yet_is_answered_clearly(name, value):
+    binding = f"{name} = {value!r}"
+    missing = repr(value) if isinstance(value, str) else repr(name.partition(".")[0])
+    with pytest.raises(UserError) as error:
+        load(binding)
+    assert re.fullmatch(
+        re.escape(f"-p '{binding}': no") + r"(thing|.*) is called " + re.escape(missing) + ".*",
+        error.value.text,
+    )
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_published_defaults_hold(name):
+    assert configure.value(*name.split(".")) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", ["session.use_apex", "session.keep_bn_f32",
+                                  "BaseDataset.use_fp16"])  # fmt: skip
+def test_retired_names_answer_with_a_pointer(name):
+    with pytest.raises(UserError) as error:
+        load(f"{name} = True")
+    expected = f"-p '{name} = True': '{name}' is retired; use session.precision"
+    assert error.value.text.startswith(expected)
+
+
+def test_the_tables_miss_no_argument_that_a_published_component_has():
+    """A new argument is ours, not published: it has a default, so old files keep working."""
+    for name in {name.rpartition("/")[2].partition(".")[0] for name in PUBLISHED}:
+        for argument, (_, default) in configure.parameters(name).items():
+            published = f"{name}.{argument}" in PUBLISHED
+            required = default is configure.gin.REQUIRED
+            assert published or not required, f"{name}.{argument}"

@@ -1,0 +1,167 @@
+"""Trials with Ray and without: the same files, the same numbers, continued after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gin
+import pytest
+
+import paths
+from selfstudy import configure, registry, trial
+from selfstudy import plan as plans
+from selfstudy.trial import Rules, Trial
+from util import files
+
+pytestmark = pytest.mark.slow
+SPEC = configure.Spec(
+    ("digits/r9/classify",),
+    ("ResNet.width = 0.125", "scheduler.milestones = [1, 3]", "session.train_iters = 4"),
+)
+FLAGS = ["-g", *SPEC.gin, "-p", *SPEC.params]
+
+
+@pytest.fixture
+def experiments(tmp_path, monkeypatch, shared_data):
+    monkeypatch.setattr(paths, "DATA_DIR", shared_data)
+    monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
+    monkeypatch.setenv("SELFSTUDY_DATA", str(shared_data))
+    monkeypatch.setenv("SELFSTUDY_EXP", str(tmp_path))
+    trial.use_threads(1)
+    return tmp_path
+
+
+def main(*flags, **more):
+    return subprocess.run([sys.executable, str(paths.ROOT / "main.py"), *flags], text=True,
+                          capture_output=True, timeout=240, **more)  # fmt: skip
+
+
+def numbers(folder):
+    timed = ("images_per_s", "round_s", "total_s", "time")
+    rows = files.read_lines(folder / paths.RESULT)
+    return [{key: item for key, item in row.items() if key not in timed} for row in rows]
+
+
+def test_a_trial_leaves_what_is_promised(experiments):
+    one = Trial(SPEC, {"session.seed": 3}, experiments / "x" / "e_0", Rules({}, 2, True))
+    while not one.done:
+        one.step()
+    assert one.step() == one.result  # a trial that has ended stays ended
+    found = {path.name for path in one.folder.iterdir()}
+    assert {"params.json", "config.gin", "result.json", "checkpoint_000002",
+            "checkpoint_000003"} < found  # fmt: skip
+    assert any(name.startswith("events.out.tfevents") for name in found)
+    assert json.loads((one.folder / "params.json").read_text()) == {"session.seed": 3}
+    rows = numbers(one.folder)
+    assert [row["round"] for row in rows] == [1, 2, 3] and rows[-1]["done"]
+    card = json.loads((one.folder / "checkpoint_000003" / "card.json").read_text())
+    assert card["overrides"] == {"session.seed": 3} and card["seed"] == 3
+    assert card["config"]["ResNet.width"] == 0.125 and card["metrics"]["test_accuracy"] >= 0
+    gin.clear_config()  # the recorded configuration parses to the same again
+    configure._parse((one.folder / "config.gin").read_text(), "config.gin", ("config.gin",))
+    assert configure.bound()["scheduler.milestones"] == [1.0, 3.0]
+
+
+def test_a_trial_continues_from_its_newest_whole_checkpoint(experiments):
+    reference = Trial(SPEC, {}, experiments / "a", Rules({}, 1, False))
+    while not reference.done:
+        reference.step()
+    broken = Trial(SPEC, {}, experiments / "b", Rules({}, 1, False))
+    broken.step()
+    broken.step()
+    newest = experiments / "b" / "checkpoint_000002" / "snapshot"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="checkpoint_000002"):
+        again = Trial(SPEC, {}, experiments / "b", Rules({}, 1, False))
+    assert again.session.rounds_done == 1 and len(numbers(again.folder)) == 1
+    while not again.done:
+        again.step()
+    assert numbers(experiments / "a") == numbers(experiments / "b")
+
+
+def test_stop_rules_end_a_trial(experiments):
+    one = Trial(SPEC, {}, experiments / "c", Rules({"training_iteration": 2}))
+    one.step()
+    assert not one.done
+    one.step()
+    assert one.done
+
+
+def test_checks_find_what_cannot_work(experiments):
+    registry.discover()
+    for params, text in (
+        (("ResNet.feat_layer = 9",), "feat_layer"),
+        (("Wrapper.out_classes = [3]",), "10 classes"),
+        (("session.task = 'RotateTask'",), "needs Wrapper.model_choice = 'rotate'"),
+        (("session.train_iters = 0",), "train_iters"),
+        (("BaseDataset.semisupervised = 99999",), "semisupervised"),
+    ):
+        with pytest.raises(trial.UserError, match=text):
+            trial.check(configure.Spec(SPEC.gin, params), {})
+
+
+def test_ray_and_local_runs_give_the_same_rows_and_resume(experiments):
+    """A grid by Ray, the same by -l, and both again from half-way; numbers agree row by row."""
+    done = main("-e", "ray", "-r", "grid_search", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    local = main("-e", "local", "-r", "grid_search", "-l", *FLAGS)
+    assert local.returncode == 0, local.stderr
+    names = [row.name for row in plans.Plan.stored("ray").rows]
+    assert len(names) == 6 and names[0] == "e_target_lrs=0-0.003-0_semisupervised=100_0000"
+    for name in names:
+        rows = numbers(experiments / "ray" / name)
+        assert len(rows) == 3 and rows == numbers(experiments / "local" / name)
+        assert (experiments / "ray" / name / "checkpoint_000003" / "card.json").exists()
+    assert not (experiments / "ray" / ".ray").exists()  # Ray's own record is not kept
+    assert not raylets()
+
+    lost = experiments / "ray" / names[4]
+    before = numbers(lost)
+    for path in sorted(lost.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    again = main("-e", "ray", "--resume", "-l")
+    assert again.returncode == 0 and "5 done, 1 to run" in again.stdout
+    assert numbers(lost) == before
+
+    move = [sys.executable, str(paths.ROOT / "misc/move_snapshots.py"), "-e", "ray", "-m", "-p",
+            "{cfg[scheduler.target_lrs]}-{cfg[BaseDataset.semisupervised]}"]  # fmt: skip
+    moved = subprocess.run(move, text=True, capture_output=True, timeout=60)
+    assert moved.returncode == 0 and moved.stdout.count("Moving from: ") == 6
+    assert (experiments / "ray" / "0-0.01-0-500" / "card.json").exists()
+    start = main("-l", "-e", "fine", *FLAGS, 'Wrapper.pretrained = "ray/0-0.01-0-500"')
+    assert start.returncode == 0 and "weights from ray/0-0.01-0-500" in start.stderr
+
+
+def test_a_killed_worker_is_continued(experiments):
+    flags = ["-e", "kill", "-r", "single_run", "-c", *FLAGS, "scheduler.milestones = [1, 40]",
+             "session.train_iters = 12"]  # fmt: skip
+    run = subprocess.Popen([sys.executable, str(paths.ROOT / "main.py"), *flags], text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    results = experiments / "kill" / "e_0000" / paths.RESULT
+    deadline = time.monotonic() + 120
+    while len(files.read_lines(results)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = [pid for pid, line in processes() if "ray::" in line and ".train" in line]
+    assert workers, "no worker was found"
+    os.kill(workers[0], signal.SIGKILL)
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, err
+    assert "its worker died; it continues" in err
+    assert [row["round"] for row in files.read_lines(results)] == list(range(1, 41))
+
+
+def processes():
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/cmdline") as file:
+                    yield int(name), file.read().replace("\0", " ")
+            except OSError:
+                continue
+
+
+def raylets():
+    return [line for pid, line in processes() if "raylet/raylet" in line]
