@@ -65,12 +65,19 @@ def planned(args: argparse.Namespace) -> Plan:
     if plans.is_drawn(given["config"]):
         from selfstudy.study import variants
     plan = plans.make(args.exp_id or plans.fresh_id(), spec, name, given, variants)
-    if plan.exists() and not (args.dry_run or args.print_config):
+    if not (args.dry_run or args.print_config):
+        refuse_existing(plan)
+    return plan
+
+
+def refuse_existing(plan: Plan) -> None:
+    """An experiment is never mixed with another of the same name."""
+    if plan.exists():
         raise UserError(
             f"experiment '{plan.exp_id}' exists already: continue it with "
-            f"python main.py -e {plan.exp_id} --resume, or choose another -e", 4
-        )  # fmt: skip
-    return plan
+            f"python main.py -e {plan.exp_id} --resume, or choose another -e",
+            4,
+        )
 
 
 def _stored(args: argparse.Namespace) -> Plan:
@@ -90,12 +97,13 @@ def _stored(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def checked(plan: Plan, build: bool) -> list[float]:
-    """Check every trial before anything starts; returns the rounds of each."""
+def checked(plan: Plan, build: bool) -> tuple[list[float], dict[str, str]]:
+    """Check every trial before anything starts; returns the rounds of each, and data hashes."""
     from selfstudy import trial
 
     parts = [trial.check(plan.spec, row.overrides, build) for row in plan.rows]
-    return [part["scheduler"]["milestones"][-1] for part in parts]
+    data = {name: digest for part in parts for name, digest in part.get("data", {}).items()}
+    return [part["scheduler"]["milestones"][-1] for part in parts], data
 
 
 def show_plan(
@@ -145,13 +153,18 @@ def show_next(plan: Plan) -> None:
         print("  python main.py -g cifar/r9/classify -p 'dataloader.batch_size=128'")
 
 
-def execute(plan: Plan, rounds: list[float], args: argparse.Namespace) -> int:
+def execute(
+    plan: Plan, rounds: list[float], data: dict[str, str], args: argparse.Namespace
+) -> int:
     """Run the unfinished trials; returns the exit code."""
+    from selfstudy import trial
+
     wanted = plan.exp_args["resources_per_trial"]
     start = time.monotonic()
     with plan.lock():
         if not args.resume:
-            plan.write()
+            refuse_existing(plan)
+            plan.write(data, trial.devices())
         left = {row.name for row in plan.unfinished()}
         todo = sum(
             count - plan.last(row).get("round", 0)
@@ -203,7 +216,7 @@ def main() -> int:
 
         print(text_of(trial.check(plan.spec, plan.rows[0].overrides, build=False)))
         return 0
-    rounds = checked(plan, build=not args.dry_run)
+    rounds, data = checked(plan, build=not args.dry_run)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     if not args.address:
         from selfstudy import trial
@@ -214,7 +227,7 @@ def main() -> int:
         return 0
     print(f"experiment {plan.exp_id}: {len(plan.rows)} trials, in {plan.folder}")
     try:
-        return execute(plan, rounds, args)
+        return execute(plan, rounds, data, args)
     except KeyboardInterrupt:
         print(f"\ninterrupted; continue with: python main.py -e {plan.exp_id} --resume",
               file=sys.stderr)  # fmt: skip

@@ -11,7 +11,7 @@ import runpy
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +82,23 @@ class Plan:
         """Whether the experiment has been planned before."""
         return (self.folder / paths.PLAN).exists()
 
-    def write(self) -> None:
-        """Write `plan.json` and `environment.json`, making the folder."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(
-                self.folder / paths.PLAN, {"schema": SCHEMA, **dataclasses.asdict(self)}
-            )
-            files.write_json(
-                self.folder / paths.ENVIRONMENT,
-                {**environment.versions(), "machine": environment.machine(),
-                 "command": self.command},
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}; "
-                            "set SELFSTUDY_EXP to another folder") from None  # fmt: skip
+    def write(self, data: dict[str, Any] | None = None, devices: Sequence[str] = ()) -> None:
+        """Write `plan.json` and `environment.json` into the experiment's folder.
+
+        Args:
+            data: data file -> SHA-256 of its content.
+            devices: names of the accelerators.
+        """
+        files.write_json(
+            self.folder / paths.PLAN, {"schema": SCHEMA, **dataclasses.asdict(self)}
+        )
+        made_with = {
+            **environment.versions(),
+            "machine": environment.machine() | {"devices": list(devices)},
+            "data": data or {},
+            "command": self.command,
+        }
+        files.write_json(self.folder / paths.ENVIRONMENT, made_with)
 
     @classmethod
     def stored(cls, exp_id: str) -> "Plan":
@@ -138,11 +140,17 @@ class Plan:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the experiment; a second driver is refused with exit code 4."""
-        lock = filelock.FileLock(self.folder / ".lock")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder / ".lock")
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(f"{self.exp_id} is being run by another process", 4) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder}: {error.strerror}; "
+                "set SELFSTUDY_EXP to another folder"
+            ) from None
         try:
             yield
         finally:

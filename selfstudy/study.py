@@ -28,6 +28,7 @@ from ray.tune.search.variant_generator import generate_variants
 import paths
 from selfstudy import plan as plans
 from selfstudy.trial import Rules, Trial, note_failure, use_threads
+from util.environment import cpus
 from util.errors import UserError
 from util.progress import Progress
 
@@ -139,10 +140,11 @@ def start(address: str | None, quiet: bool) -> tuple[float, float]:
     options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": "error"}
     if address:
         forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
-        options["runtime_env"] = {"env_vars": forwarded}
+        options |= {"address": address, "runtime_env": {"env_vars": forwarded}}
+    else:
+        options |= {"address": "local", "num_cpus": cpus(), "include_dashboard": False}
     try:
-        ray.init(address=address or "local", include_dashboard=None if address else False,
-                 **options)  # fmt: skip
+        ray.init(**options)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"no Ray cluster at '{address}': {first}") from None

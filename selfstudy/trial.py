@@ -53,7 +53,8 @@ def check(
             without memory for its weights.
 
     Returns:
-        Every configurable that the trial would build, with its values.
+        Every configurable that the trial would build, with its values; under 'data', the
+        SHA-256 of the data file by its path below DATA_DIR.
 
     Raises:
         UserError: anything in the configuration that cannot work, or missing data.
@@ -79,7 +80,9 @@ def check(
     if names["train_iters"] == 0:
         raise UserError("session.train_iters = 0: a session trains; use -1 or a number")
     if build:
-        info = registry.get("dataset", names["dataset"])("train").info
+        dataset = registry.get("dataset", names["dataset"])("train")
+        info = dataset.info
+        parts["data"] = {_below_data(dataset.path): dataset.attributes.get("sha256")}
         task(info)
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # loading weights into nothing is what is meant
@@ -87,6 +90,11 @@ def check(
         if names["restore_session"]:
             snapshot.resolve(names["restore_session"])
     return parts
+
+
+def _below_data(path: Path) -> str:
+    inside = path.is_relative_to(paths.DATA_DIR)
+    return (path.relative_to(paths.DATA_DIR) if inside else path).as_posix()
 
 
 class Trial:
@@ -226,3 +234,8 @@ def note_failure(folder: Path, error: Exception) -> str:
 def gpus() -> int:
     """CUDA devices that this process may use."""
     return torch.cuda.device_count()
+
+
+def devices() -> list[str]:
+    """Their names."""
+    return [torch.cuda.get_device_name(number) for number in range(gpus())]

@@ -1,4 +1,4 @@
-"""Networks against torchvision's, the activation against torch's, probes and their gradients."""
+"""Networks against torchvision's, the activation against torch's, and what probes reach."""
 
 import gin
 import pytest
@@ -11,7 +11,9 @@ from selfstudy.models.wrapper import Wrapper
 from selfstudy.types import Batch, DataInfo
 from util.errors import UserError
 
-INFO = DataInfo(3, 32, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {"train": 8}, {"class": 10, "pose": 5})
+INFO = DataInfo(
+    3, 32, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {"train": 8}, {"class": 10, "pose": 5}
+)
 registry.discover()
 
 
@@ -26,7 +28,9 @@ def narrow():
 
 def batch(n=4, size=32):
     images = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return Batch((images,), {"class": torch.arange(n), "pose": torch.arange(n) % 5}, torch.arange(n))
+    return Batch(
+        (images,), {"class": torch.arange(n), "pose": torch.arange(n) % 5}, torch.arange(n)
+    )
 
 
 def test_celu_equals_torch_in_value_and_gradient():
@@ -54,7 +58,9 @@ def test_deep_networks_have_torchvisions_weights(choice):
         ours = ResNet(3, choice, width=1.0, out_feats=1000)
         theirs = getattr(torchvision.models, choice)()
     mine = {name: tuple(item.shape) for name, item in ours.state_dict().items()}
-    assert mine == {_ours(name): tuple(item.shape) for name, item in theirs.state_dict().items()}
+    assert mine == {
+        _ours(name): tuple(item.shape) for name, item in theirs.state_dict().items()
+    }
 
 
 def _ours(name: str) -> str:
@@ -65,13 +71,15 @@ def _ours(name: str) -> str:
     return f"layers.block{first[5:]}.{rest}" if first.startswith("layer") else name
 
 
-@pytest.mark.parametrize("choice, dilate", [("resnet18", None), ("resnet50", [False, False, True])])
+@pytest.mark.parametrize(
+    "choice, dilate", [("resnet18", None), ("resnet50", [False, False, True])]
+)
 def test_deep_networks_compute_what_torchvisions_do(choice, dilate):
     import torchvision
 
-    theirs = getattr(torchvision.models, choice)(replace_stride_with_dilation=dilate
-                                                 if choice == "resnet50" else None).eval()  # fmt: skip
-    ours = ResNet(3, choice, width=1.0, out_feats=1000, replace_stride_with_dilation=dilate).eval()
+    options = {"replace_stride_with_dilation": dilate} if dilate else {}
+    theirs = getattr(torchvision.models, choice)(**options).eval()
+    ours = ResNet(3, choice, out_feats=1000, **options | {"width": 1.0}).eval()
     ours.load_state_dict({_ours(name): item for name, item in theirs.state_dict().items()})
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -45,12 +45,17 @@ def test_rows_carry_flat_plain_values_and_names_that_fit_a_folder():
 def test_repeats_get_seeds_of_their_own():
     plan = plans.make("x", configure.Spec(SPEC.gin, ("session.seed = 5",)), "single_run",
                       given(num_samples=3), None)  # fmt: skip
-    assert [row.overrides for row in plan.rows] == [{}, {"session.seed": 6}, {"session.seed": 7}]
+    assert [row.overrides for row in plan.rows] == [
+        {},
+        {"session.seed": 6},
+        {"session.seed": 7},
+    ]
     assert len({row.name for row in plan.rows}) == 3
 
 
 def test_plan_survives_the_disk(folder):
     plan = plans.make("x/y", SPEC, "grid", given(), grid)
+    plan.folder.mkdir(parents=True)
     plan.write()
     assert Plan.stored("x/y") == plan and plan.exists()
     assert json.loads((folder / "x/y" / paths.ENVIRONMENT).read_text())["versions"]["torch"]
@@ -63,6 +68,7 @@ def test_plan_survives_the_disk(folder):
 
 def test_finished_is_read_from_the_results():
     plan = plans.make("x", SPEC, "grid", given(), grid)
+    plan.folder.mkdir(parents=True)
     plan.write()
     results = plan.folder / plan.rows[0].name
     results.mkdir()
@@ -76,6 +82,7 @@ def test_finished_is_read_from_the_results():
 
 def test_one_driver_at_a_time():
     plan = plans.make("x", SPEC, "single_run", given(), None)
+    plan.folder.mkdir(parents=True)
     plan.write()
     with filelock.FileLock(plan.folder / ".lock"), pytest.raises(UserError) as error:
         with plan.lock():
@@ -119,9 +126,15 @@ def test_ray_configs_are_checked(tmp_path, monkeypatch):
     (tmp_path / "b.py").write_text("x = 1")
     (tmp_path / "c.py").write_text("1 / 0")
     (tmp_path / "d.py").write_text("import not_there_at_all\nexp_args = {}")
-    for name, text in (("a", "did you mean 'num_samples'"), ("b", "defines no exp_args"),
-                       ("c", "ZeroDivisionError"), ("d", "pip install not_there_at_all"),
-                       ("e", "no ray config is called 'e'"), ("../a", "no ray config")):  # fmt: skip
+    answers = {
+        "a": "did you mean 'num_samples'",
+        "b": "defines no exp_args",
+        "c": "ZeroDivisionError",
+        "d": "pip install not_there_at_all",
+        "e": "no ray config is called 'e'",
+        "../a": "no ray config",
+    }
+    for name, text in answers.items():
         with pytest.raises(UserError, match=text):
             plans.exp_args(name)
 

@@ -90,14 +90,19 @@ def test_iterations_and_splits_follow_the_settings():
     result = run.round(lambda *at: seen.append(at))
     assert [at for at in seen if at[0] == "train"][-1] == ("train", 6, 6)
     assert [at for at in seen if at[0] == "test"][-1] == ("test", 2, 2)
-    assert "valid_accuracy" not in result and result["mean_accuracy"] == result["train_accuracy"]
+    assert (
+        "valid_accuracy" not in result and result["mean_accuracy"] == result["train_accuracy"]
+    )
 
 
 def test_whole_evaluation_counts_each_row_once():
     run = session()
     seen = []
     inner = run.task.evaluate
-    run.task.evaluate = lambda batch, out: (seen.extend(batch.idxs.tolist()), inner(batch, out))[1]
+    run.task.evaluate = lambda batch, out: (
+        seen.extend(batch.idxs.tolist()),
+        inner(batch, out),
+    )[1]
     run.model.eval()
     run._evaluate("valid", lambda *_: None)
     assert len(seen) == len(set(seen)) == run.loaders["valid"].dataset.info.rows["valid"]

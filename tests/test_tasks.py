@@ -1,5 +1,7 @@
 """Tasks and methods: losses against torch's, labels that never reach the encoder."""
 
+import dataclasses
+
 import gin
 import pytest
 import torch
@@ -46,8 +48,9 @@ def test_classify_is_the_mean_cross_entropy_of_the_heads():
 
 
 def test_dense_targets_meet_smaller_maps():
-    task = registry.get("task", "ClassifyTask")(DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3,
-                                                         (1.0,) * 3, {}, {"segment": 3}))  # fmt: skip
+    task = registry.get("task", "ClassifyTask")(
+        dataclasses.replace(INFO, targets={"segment": 3})
+    )
     truth = torch.randint(0, 3, (2, 16, 16))
     one = Batch((torch.zeros(2, 3, 16, 16),), {"segment": truth}, torch.arange(2))
     coarse = truth[:, ::4, ::4]

@@ -96,7 +96,9 @@ class Wrapper(nn.Module):
         report = snapshot.load_weights(self, kept, lambda key: not key.startswith(ENCODER))
         self.report = f"weights from {found.name}: {report}"
         if len(kept) < len(state):
-            self.report += f"; {len(state) - len(kept)} of its probes left out (ignore_pretrained_fc)"
+            self.report += (
+                f"; {len(state) - len(kept)} of its probes left out (ignore_pretrained_fc)"
+            )
 
     def train(self, mode: bool = True) -> "Wrapper":
         """A frozen encoder stays in evaluation mode."""
