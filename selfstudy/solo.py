@@ -26,7 +26,7 @@ def run(plan: Plan, progress: Progress, resources: dict[str, float]) -> dict[str
 
 
 def _run_one(plan: Plan, name: str, overrides: dict, progress: Progress) -> None:
-    trial = Trial(plan.spec, overrides, plan.folder / name, Rules(**plan.rules))
+    trial = Trial(plan.spec, overrides, plan.folder / name, Rules(**plan.rules), plan.command)
     if trial.report_weights:
         progress.say(trial.report_weights)
     if plan.exp_args["verbose"] > 1:

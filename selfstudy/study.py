@@ -8,6 +8,7 @@ verifies there. What is left to do is read from the plan, never from Ray's own s
 import contextlib
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from util.environment import cpus
 from util.errors import UserError
 from util.progress import Progress
 
+TOKEN = Path("~/.ray/auth_token").expanduser()
 FORWARDED = ("SELFSTUDY_DATA", "SELFSTUDY_EXP", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
@@ -39,9 +41,9 @@ def variants(config: dict[str, Any], samples: int, seed: int = 0) -> list[dict[s
     """All trials of a search space: the grid, `samples` times, with its random values drawn."""
     random = np.random.RandomState(seed)
     return [
-        spec["config"]
+        drawn
         for _ in range(samples)
-        for _, spec in generate_variants({"config": config}, random_state=random)
+        for _, drawn in generate_variants(config, random_state=random)
     ]
 
 
@@ -60,7 +62,9 @@ class Worker(tune.Trainable):
         self._folder = plan.folder / row.name
         use_threads(config["cpus"])
         self._trial = self._noting(
-            lambda: Trial(plan.spec, row.overrides, self._folder, Rules(**plan.rules))
+            lambda: Trial(
+                plan.spec, row.overrides, self._folder, Rules(**plan.rules), plan.command
+            )
         )
 
     def step(self) -> dict[str, Any]:
@@ -128,11 +132,29 @@ def _first_line(folder: Path) -> str:
     return lines[-1] if lines else "unknown"
 
 
+def check_address(address: str) -> None:
+    """Refuse at once an address where nothing listens; Ray itself tries for two minutes.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as 'auto', which Ray answers by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster at '{address}' ({error.strerror or error}); start one with "
+            "'ray start --head', or leave -a out"
+        ) from None
+
+
 def start(address: str | None, quiet: bool) -> tuple[float, float]:
     """Start Ray here, or connect to a cluster; returns its CPUs and GPUs.
 
     Raises:
-        UserError: no cluster answers at `address`.
+        UserError: no cluster answers at `address`, or it refuses our token.
     """
     # Workers put the driver's folder first on their path: a file of the user's called util.py
     # there would replace ours.
@@ -141,6 +163,8 @@ def start(address: str | None, quiet: bool) -> tuple[float, float]:
     if address:
         forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
         options |= {"address": address, "runtime_env": {"env_vars": forwarded}}
+        if TOKEN.exists():  # Ray looks for it only when it starts a cluster itself
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     else:
         options |= {"address": "local", "num_cpus": cpus(), "include_dashboard": False}
     try:

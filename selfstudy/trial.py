@@ -3,8 +3,6 @@
 import dataclasses
 import math
 import os
-import shlex
-import sys
 import time
 import traceback
 import warnings
@@ -108,6 +106,7 @@ class Trial:
         overrides: a search's values, which win.
         folder: where to write.
         rules: when to stop and save.
+        command: the command line that planned it, for the cards of its checkpoints.
         device: where to run; None takes the accelerator that this process may use.
     """
 
@@ -117,9 +116,11 @@ class Trial:
         overrides: dict[str, Any],
         folder: Path,
         rules: Rules,
+        command: str = "",
         device: torch.device | None = None,
     ):
         self.overrides, self.folder, self.rules = dict(overrides), Path(folder), rules
+        self.command = command
         self.folder.mkdir(parents=True, exist_ok=True)
         registry.discover()
         configure.load(spec, overrides)
@@ -192,7 +193,7 @@ class Trial:
             "result": files.plain(result),
             "overrides": files.plain(self.overrides),
             "config": files.plain(self.values),
-            "command": shlex.join(sys.argv),
+            "command": self.command,
             "seed": self.session.seed,
             **environment.versions(),
         }

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import main
+import paths
 from selfstudy import configure, plan, registry
+from util import files
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -102,8 +104,8 @@ def test_bindings_in_the_text_exist():
     prose = "\n".join(path.read_text("utf-8") for path in [*PAGES, ROOT / "README.md"]
                       if path != EXAMPLE)  # fmt: skip
     inline = re.findall(r"`((?:\w+/)?\w+\.\w+ = [^`]+)`", prose)
-    files = "".join(blocks(prose, "gin")).splitlines()
-    lines = [line.partition("#")[0].strip() for line in files if "include" not in line]
+    bound = "".join(blocks(prose, "gin")).splitlines()
+    lines = [line.partition("#")[0].strip() for line in bound if "include" not in line]
     assert inline and lines
     for binding in inline + lines:
         configure.load(configure.Spec((), (binding,)))
@@ -147,6 +149,32 @@ def test_the_example_of_a_ray_config_is_the_shipped_one():
     shipped = (ROOT / "config" / "ray" / "grid_search.py").read_text(encoding="utf-8")
     (example,) = blocks(text("reference/ray-config.md"), "python")
     assert shipped.endswith(example)
+
+
+def test_the_figure_shows_the_validation_accuracy_of_each_trial(folders, monkeypatch):
+    pytest.importorskip("matplotlib")
+    rates, labels = (0.1, 0.2, 0.3), (10, 20)
+    rows = [plan.Row(f"e_{rate}_{count}", {"scheduler.target_lrs": [0, rate, 0],
+                                           "BaseDataset.semisupervised": count})
+            for rate in rates for count in labels]  # fmt: skip
+    planned = plan.Plan("sweep", configure.Spec(), "grid_search", {}, rows)
+    with planned.lock():
+        planned.write()
+    for number, row in enumerate(rows):
+        (planned.folder / row.name).mkdir()
+        for accuracy in (0.5, number / 10):
+            line = {"valid_accuracy": accuracy}
+            files.append_line(planned.folder / row.name / paths.RESULT, line)
+    figures = runpy.run_path(str(ROOT / "docs" / "make_figures.py"), run_name="figures")
+    found = figures["curves"](planned)
+    assert found[10] == {0.1: [0.5, 0.0], 0.2: [0.5, 0.2], 0.3: [0.5, 0.4]}
+    assert found[20] == {0.1: [0.5, 0.1], 0.2: [0.5, 0.3], 0.3: [0.5, 0.5]}
+    output = folders / "out.svg"
+    monkeypatch.setattr(sys, "argv", ["make_figures", "-e", "sweep", "-o", str(output)])
+    with pytest.raises(SystemExit) as ended:
+        figures["main"]()
+    assert ended.value.code == 0
+    assert all(f"{count} labels" in output.read_text() for count in labels)
 
 
 CHECK = """

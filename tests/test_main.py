@@ -14,7 +14,7 @@ import torch
 
 import main
 import paths
-from selfstudy import configure, snapshot
+from selfstudy import configure, snapshot, solo
 from selfstudy.configure import Spec
 
 pytestmark = pytest.mark.slow
@@ -26,6 +26,8 @@ SHORT = ("scheduler.milestones = [1, 2]", "session.train_iters = 2", "session.va
 @pytest.fixture
 def typed(capsys, folders, offline, monkeypatch):
     """Run a command line in this process; returns (exit code, stdout, stderr)."""
+    # A trial's two threads would wait for each other while other tests use the cores.
+    monkeypatch.setattr(solo, "use_threads", lambda cpus: None)
 
     def run(*args: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *args])
@@ -150,6 +152,34 @@ def test_a_wrong_command_line_is_one_line_and_starts_nothing(
     places = {"gin": paths.GIN_DIR, "exp": paths.EXP_DIR, "data": paths.DATA_DIR}
     assert text == "error: " + expected.format(known="{known}", **places)
     assert (code, out) == (2, "") and not (tmp_path / "exp").exists()
+
+
+# Mistakes that still end in a failed trial, a traceback or in nonsense that runs. When one is
+# answered as it should be its test fails here, and its row belongs into the table above.
+OPEN = [
+    "-e .",  # the folder of all experiments
+    "-p 'dataloader.batch_size=0'",
+    "-p 'dataloader.batch_size=-3'",  # trains on nothing and succeeds
+    "-p 'ResNet.width=-1.0'",  # becomes four channels
+    "-p 'ResNet.out_feats=-4'",  # a traceback
+    "-p 'optimizer.lr=-1.0'",
+    "-p 'optimizer.betas=[0.9]'",
+    """-p 'scheduler.scheduler_fn="StepLR"'""",  # which needs a step_size
+    """-p 'scheduler.scheduler_fn="ReduceLROnPlateau"' 'session.valid_iters=0'""",
+    "-p 'augment.photo_jitter=[1]'",
+    "-p 'Wrapper.run_classifier=False'",  # nothing for ClassifyTask
+    "-p 'Wrapper.dense_pred=True'",  # no dense labels
+    "-p 'Wrapper.finetune_selfsup=False' 'Wrapper.run_classifier=False'",
+    "-g digits/r9/rotate -p 'Wrapper.run_selfsup=False'",
+]
+
+
+@pytest.mark.xfail(strict=True, raises=(AssertionError, RuntimeError))
+@pytest.mark.parametrize("line", OPEN)
+def test_mistakes_that_are_not_answered_yet(line, typed, monkeypatch):
+    monkeypatch.setattr(main, "execute", lambda *args: 0)
+    code, out, err = typed(*shlex.split(line))
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
 
 
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_starts_no_ray(cli):
@@ -301,6 +331,20 @@ def test_the_nearest_experiment_is_named(typed):
     assert "no experiment 'rotate-smal' in" in err and "did you mean 'rotate-small'?" in err
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError)
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/selfstudy-outside", ".."])
+def test_a_strangers_plan_cannot_name_folders_elsewhere(name, typed, tmp_path, monkeypatch):
+    planned("theirs", "-p", *SHORT)
+    path = tmp_path / "exp/theirs/plan.json"
+    content = json.loads(path.read_text())
+    content["rows"][0]["name"] = name
+    path.write_text(json.dumps(content))
+    started = []
+    monkeypatch.setattr(solo, "_run_one", lambda plan, name, *rest: started.append(name))
+    code, _, err = typed("-e", "theirs", "--resume", "-l")
+    assert not started and code == 2 and err.count("\n") == 1
+
+
 def test_a_damaged_plan_is_one_line(typed, tmp_path):
     planned("mine")
     (tmp_path / "exp/mine/plan.json").write_text('{"spec": [1, 2]}')
@@ -383,6 +427,22 @@ def test_a_trial_that_fails_is_reported_with_exit_code_3(typed, tmp_path, monkey
     assert f"e_0000 failed: {reason} (see e_0000/error.txt)" in out
     text = (tmp_path / "exp/bad/e_0000/error.txt").read_text()
     assert text.startswith("Traceback") and text.splitlines()[-1] == reason
+
+
+def test_an_interrupted_run_says_how_to_continue(typed, tmp_path, monkeypatch):
+    from selfstudy.session import Session
+
+    def interrupted(self, report):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "round", interrupted)
+        code, _, err = typed("-l", "-e", "mine", "-p", *SHORT)
+    assert code == 130
+    line = err.splitlines()[-1]
+    assert line == "interrupted; continue with: python main.py -e mine --resume"
+    assert typed(*shlex.split(line)[5:], "-l")[0] == 0
+    assert [row["round"] for row in rows_of(tmp_path / "exp/mine/e_0000")] == [1, 2]
 
 
 def test_quiet_prints_no_progress(typed):

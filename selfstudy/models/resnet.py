@@ -242,7 +242,12 @@ class ResNet(nn.Module):
 
 @gin.configurable(denylist=["in_channels"])
 def init_resnet(in_channels: int, choice: Choice = "resnet9") -> ResNet:
-    """The network that `init_resnet.choice` names, with the options of `ResNet`."""
+    """A residual network with the options of `ResNet`.
+
+    Args:
+        in_channels: C of the images.
+        choice: the network, by its usual name.
+    """
     return ResNet(in_channels, choice)
 
 

@@ -28,8 +28,8 @@ class ClassifyTask(Task):
         if self.target not in info.targets and "segment" not in info.targets:
             have = ", ".join(info.targets) or "none"
             raise UserError(
-                f"ClassifyTask needs '{self.target}' labels and the data have {have}; use "
-                "-p 'session.task = \"RotateTask\"', or a data set with labels"
+                f"ClassifyTask needs '{self.target}' labels and the data have {have}; use data "
+                "with labels, or a pretraining task such as -g digits/r9/rotate"
             )
 
     def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, Metrics]:
