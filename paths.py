@@ -35,7 +35,8 @@ def under(root: Path, relative: str) -> Path:
     `SynDataset.dataset_choice = "../.."` cannot reach other folders. Links are followed.
     """
     name = str(relative)
-    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+    parts = Path(name).parts  # none for "" and "."
+    if not parts or "\0" in name or Path(name).is_absolute() or ".." in parts:
         raise ValueError(f"'{name}' must be a plain path inside {root}")
     path = Path(root) / name
     if not path.resolve().is_relative_to(Path(root).resolve()):

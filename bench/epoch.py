@@ -80,12 +80,14 @@ def evaluation(session: Session, repeats: int) -> list[tuple]:
 
 
 def _plain(session: Session) -> nn.Module:
-    """The same network as one would write it: NCHW, torch's own CELU."""
+    """The same network as one would write it: NCHW, torch's own CELU, then the pooling."""
     model = type(session.model)(session.loaders["train"].dataset.info)
     for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, CELU):
-                setattr(module, name, nn.CELU(child.alpha, inplace=True))
+        parts = list(module.children())
+        if isinstance(module, nn.Sequential) and parts and isinstance(parts[-1], CELU):
+            parts[-1] = nn.CELU(parts[-1].alpha, inplace=True)
+            for place, part in enumerate(parts[:2] + parts[:1:-1]):
+                module[place] = part
     model.load_state_dict(session.model.state_dict())
     return model.eval()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from selfstudy.augment import Augmentation
 from selfstudy.datasets.base import BaseDataset, Store
 from selfstudy.types import Batch
+from util.errors import UserError
 
 
 @gin.configurable(denylist=["dataset", "augmentation", "device"])
@@ -58,6 +59,12 @@ class Loader:
         num_workers: int = 0,
         shuffle: bool | None = None,
     ):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise UserError(f"dataloader.{name} = {value}: expected at least {least}")
         self.dataset = dataset
         self.augmentation = augmentation
         self.device = torch.device(device)

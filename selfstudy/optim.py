@@ -101,13 +101,15 @@ class Schedule:
     def after_round(self, metrics: dict[str, float]) -> None:
         """Step torch's scheduler, with the metric where it asks for one."""
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            if self.metric not in metrics:
-                raise UserError(
-                    f"scheduler.metric = '{self.metric}'{nearest(self.metric, metrics)}"
-                )
             self.scheduler.step(metrics[self.metric])
         elif self.scheduler is not None:
             self.scheduler.step()
+
+    def check_metric(self, known: list[str]) -> None:
+        """Refuse a metric that no round will have, where the scheduler asks for one."""
+        wants = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if wants and self.metric not in known:
+            raise UserError(f"scheduler.metric = '{self.metric}'{nearest(self.metric, known)}")
 
     def state_dict(self) -> dict:
         """Torch's scheduler's state; the table needs none."""
@@ -129,6 +131,8 @@ def table_arguments(milestones: list[float], target_lrs: list[float] | float) ->
             f"scheduler.target_lrs = {target_lrs}: {len(milestones)} milestones need "
             f"{len(milestones) + 1} rates, the first at round 0"
         )
+    if min(targets) < 0:
+        raise UserError(f"scheduler.target_lrs = {target_lrs}: rates are not negative")
     return targets
 
 

@@ -7,6 +7,7 @@ needs. Whether a trial has ended is read from its own `result.json`; nothing els
 import contextlib
 import dataclasses
 import itertools
+import re
 import runpy
 import shlex
 import sys
@@ -116,7 +117,7 @@ class Plan:
         try:
             stored = files.read_json(folder / paths.PLAN)
             spec = configure.Spec(tuple(stored["spec"]["gin"]), tuple(stored["spec"]["params"]))
-            rows = [Row(row["name"], row["overrides"]) for row in stored["rows"]]
+            rows = [Row(_own(row["name"]), row["overrides"]) for row in stored["rows"]]
             exp_id = str(folder.relative_to(paths.EXP_DIR))
             return cls(exp_id, spec, stored["ray"], stored["exp_args"], rows, stored["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -236,6 +237,13 @@ def _with_seeds(drawn: list[dict[str, Any]], spec: configure.Spec) -> list[dict[
             overrides = overrides | {"session.seed": base + repeat}
         rows.append(overrides)
     return rows
+
+
+def _own(name: str) -> str:
+    """A row's name from a file that may be a stranger's: one plain folder, as `_name` makes."""
+    if not re.fullmatch(r"e_[A-Za-z0-9._=+-]+", name):
+        raise ValueError(f"{name!r} is no trial's name")
+    return name
 
 
 def _name(overrides: dict[str, Any], varying: list[str], number: int) -> str:

@@ -13,6 +13,7 @@ from selfstudy import optim, registry, snapshot
 from selfstudy.augment import augment
 from selfstudy.loader import Loader, dataloader
 from selfstudy.registry import Names
+from selfstudy.types import Batch
 from util import meters
 from util.errors import UserError
 
@@ -68,7 +69,17 @@ class Session:
         seed: int = 0,
     ):
         self.device = torch.device(device)
+        for name, iters in (
+            ("train", train_iters),
+            ("valid", valid_iters),
+            ("test", test_iters),
+        ):
+            if iters < -1 or (name == "train" and iters == 0):
+                raise UserError(f"session.{name}_iters = {iters}: -1 is all, else a number")
         self.iters = dict(zip(SPLITS, (train_iters, valid_iters, test_iters), strict=True))
+        for split, iters in self.iters.items():
+            if iters < -1 or (split == "train" and iters == 0):
+                raise UserError(f"session.{split}_iters = {iters}: -1 is all, else a number")
         self.test_every = test_every
         self.seed = seed
         torch.manual_seed(derived_seed(seed, "build"))
@@ -77,7 +88,9 @@ class Session:
                         for split in SPLITS if self.iters[split] != 0}  # fmt: skip
         info = self.loaders["train"].dataset.info
         self.task = registry.get("task", task)(info)
-        self.model = registry.get("model", model)(info)
+        # Weights are drawn on the CPU, the same for every device; 'meta' has none to draw.
+        with self.device if self.device.type == "meta" else contextlib.nullcontext():
+            self.model = registry.get("model", model)(info)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.model) if compile else self.model
         trained = [item for item in self.model.parameters() if item.requires_grad]
@@ -96,6 +109,28 @@ class Session:
         self.best_accuracy: float | None = None
         if restore_session:
             self.load_state_dict(snapshot.resolve(restore_session).state())
+
+    def rehearse(self) -> None:
+        """One step on made-up rows, to find before a long run what cannot work.
+
+        For a session on the device 'meta', which knows shapes and computes nothing.
+
+        Raises:
+            Exception: whatever building or running the parts raises.
+        """
+        info = self.loaders["train"].dataset.info
+        size = (2, info.channels, info.input_res, info.input_res)
+        targets = {name: torch.zeros(2, dtype=torch.int64, device=self.device)
+                   for name in info.targets}  # fmt: skip
+        views = tuple(torch.zeros(size, device=self.device)
+                      for _ in range(self.loaders["train"].views))  # fmt: skip
+        batch = Batch(views, targets, torch.zeros(2, dtype=torch.int64, device=self.device))
+        batch = self.task.prepare(batch, None)
+        loss, metrics = self.task.evaluate(batch, self.model(batch))
+        loss.backward()
+        self.schedule.check_metric(
+            [f"{split}_{name}" for split in self.loaders for name in metrics]
+        )
 
     def _loader(self, dataset: str, split: str) -> Loader:
         data = registry.get("dataset", dataset)(split)

@@ -62,32 +62,35 @@ def check(
     parts = configure.would_build("session")
     optim.check(parts)
     names = parts["session"]
-    task = registry.get("task", names["task"])
+    needed = registry.get("task", names["task"]).backbone
     backbone = parts.get("Wrapper", {}).get("model_choice")
     if (
-        task.backbone
+        needed
         and backbone
-        and not issubclass(
-            registry.get("backbone", backbone), registry.get("backbone", task.backbone)
-        )
+        and not issubclass(registry.get("backbone", backbone), registry.get("backbone", needed))
     ):
         raise UserError(
-            f"session.task = '{names['task']}' needs Wrapper.model_choice = '{task.backbone}', "
+            f"session.task = '{names['task']}' needs Wrapper.model_choice = '{needed}', "
             f"not '{backbone}'"
         )
-    if names["train_iters"] == 0:
-        raise UserError("session.train_iters = 0: a session trains; use -1 or a number")
     if build:
-        dataset = registry.get("dataset", names["dataset"])("train")
-        info = dataset.info
+        dataset = _rehearsed().loaders["train"].dataset
         parts["data"] = {_below_data(dataset.path): dataset.attributes.get("sha256")}
-        task(info)
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # loading weights into nothing is what is meant
-            registry.get("model", names["model"])(info)
-        if names["restore_session"]:
-            snapshot.resolve(names["restore_session"])
     return parts
+
+
+def _rehearsed() -> Session:
+    """The session on a device that computes nothing; what fails there is the user's to mend."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # loading weights into nothing is what is meant
+            session = Session(torch.device("meta"))
+            session.rehearse()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the session cannot work: {cause(error)}") from error
+    return session
 
 
 def _below_data(path: Path) -> str:

@@ -50,8 +50,8 @@ def test_torch_schedulers_by_name_step_once_a_round():
         rates.append(ours.param_groups[0]["lr"])
     assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
     plateau = optim.scheduler(ours, [4], [0, 1], scheduler_fn="ReduceLROnPlateau", metric="x")
-    with pytest.raises(UserError, match="scheduler.metric"):
-        plateau.after_round({"valid_loss": 1.0})
+    with pytest.raises(UserError, match="scheduler.metric = 'x'"):
+        plateau.check_metric(["valid_loss"])
 
 
 @pytest.mark.parametrize(

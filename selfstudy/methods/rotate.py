@@ -45,7 +45,7 @@ class RotateTask(PretextTask):
         super().__init__(info)
         self.turn = Rotate90()
 
-    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """Turn each view by an angle of its own; dense targets [B, H, W] turn with it."""
         images = batch.views[0]
         count, _, height, width = images.shape
@@ -61,6 +61,6 @@ class RotateTask(PretextTask):
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """Four-way cross-entropy (nats) and accuracy."""
-        logits, truth = out.selfsup["angle"].float(), batch.targets["angle"]
+        logits, truth = self.output(out, "angle").float(), batch.targets["angle"]
         hits = logits.detach().argmax(1) == truth
         return {"loss": F.cross_entropy(logits, truth), "accuracy": hits.float().mean()}

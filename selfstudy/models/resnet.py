@@ -72,12 +72,13 @@ class CELU(nn.Module):
 
 
 def _conv(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
-    parts: list[nn.Module] = [
+    """Convolution, batch norm, activation; the activation rises, so pooling may go before it."""
+    return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
+        *([nn.MaxPool2d(2)] if pool else []),
         CELU(0.075),
-    ]
-    return nn.Sequential(*parts, *([nn.MaxPool2d(2)] if pool else []))
+    )
 
 
 class _Residual(nn.Module):
@@ -179,6 +180,8 @@ class ResNet(nn.Module):
         width: float = 1.0,
     ):
         super().__init__()
+        if width <= 0:
+            raise UserError(f"ResNet.width = {width}: expected a positive factor, such as 0.25")
         width = width / 2 if is_half else width
         dilate = list(replace_stride_with_dilation or [False] * 3)
         if len(dilate) != 3 or (choice == "resnet9" and any(dilate)):
@@ -203,6 +206,10 @@ class ResNet(nn.Module):
                     1
                 ]
         self.freeze_at_k = freeze_at_k or 0
+        if not 0 <= self.freeze_at_k <= len(names):
+            raise UserError(
+                f"ResNet.freeze_at_k = {freeze_at_k}: {choice} has {len(names)} stages"
+            )
         for name in names[: self.freeze_at_k]:
             self.layers[name].requires_grad_(False)
         self.prepool_fc = prepool_fc

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfstudy.types import Batch, DataInfo, Output
+from util.errors import UserError
 
 Metrics = dict[str, Tensor]
 
@@ -49,7 +50,7 @@ class Task:
     def __init__(self, info: DataInfo):
         self.info = info
 
-    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """The batch that the model is to see; by default the one that came."""
         return batch
 
@@ -65,6 +66,12 @@ class PretextTask(Task):
     features, no label reaches the encoder. `accuracy` is that of the linear class probe, or
     the pretext task's own when the data have no labels.
     """
+
+    def output(self, out: Output, name: str) -> Tensor:
+        """What the method's model made for its task; a `UserError` when it was switched off."""
+        if name not in out.selfsup:
+            raise UserError(f"{type(self).__name__} needs Wrapper.run_selfsup = True")
+        return out.selfsup[name]
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The method's 'loss' and, where there is one, its 'accuracy'."""

@@ -36,6 +36,11 @@ class ClassifyTask(Task):
         """Mean cross-entropy of the heads of the target."""
         target = self.target if self.target in batch.targets else "segment"
         losses, metrics = probe_losses(batch, out, target)
+        if not losses:
+            raise UserError(
+                f"no probe predicts '{target}' at this resolution: see Wrapper.run_classifier, "
+                "Wrapper.out_classes and Wrapper.dense_pred"
+            )
         loss = torch.stack(losses).mean()
         accuracy = metrics[f"fc_{target}_accuracy"]
         return loss, {"accuracy": accuracy, "loss": loss.detach()} | metrics
