@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 
 import paths
-from selfstudy import configure
+from selfstudy import configure, values
 from util import environment, files
 from util.errors import UserError, nearest
 from util.relocate import safe_name, under_experiments
@@ -178,9 +178,18 @@ def is_drawn(config: dict[str, Any]) -> bool:
     return not plain(config)
 
 
+def ray_file(name: str) -> Path:
+    """The path of `config/ray/<name>.py`, or a `UserError` with the nearest known name."""
+    known = sorted(str(path.relative_to(paths.RAY_DIR).with_suffix(""))
+                   for path in paths.RAY_DIR.rglob("*.py"))  # fmt: skip
+    if name.removesuffix(".py") not in known:
+        raise UserError(f"no ray config is called '{name}'{nearest(name, known)}")
+    return paths.under(paths.RAY_DIR, name.removesuffix(".py") + ".py")
+
+
 def exp_args(name: str) -> dict[str, Any]:
     """`exp_args` of `config/ray/<name>.py`, checked, with defaults filled in."""
-    path = configure.ray_file(name)
+    path = ray_file(name)
     try:
         given = runpy.run_path(str(path))["exp_args"]
     except KeyError:
@@ -214,8 +223,8 @@ def make(
     """
     config, samples = given["config"], given["num_samples"]
     drawn = variants(config, samples) if variants else [dict(config)] * samples
-    flat = [{name: configure.literal(name, value) for name, value in
-             configure.flatten(one).items()} for one in drawn]  # fmt: skip
+    flat = [{name: values.literal(name, value) for name, value in
+             values.flatten(one).items()} for one in drawn]  # fmt: skip
     rows = [Row("", overrides) for overrides in _with_seeds(flat, spec)]
     settled = {key: value for key, value in given.items() if key != "config"}
     plan = Plan(exp_id, spec, ray, settled, rows, shlex.join(["python", *sys.argv]))

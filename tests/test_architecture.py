@@ -30,7 +30,8 @@ TABLE = {
     "util/relocate.py": (0, f"paths {LEAVES}"),
     "selfstudy/types.py": (0, "torch"),
     "selfstudy/registry.py": (0, "util.errors"),
-    "selfstudy/configure.py": (0, "gin paths selfstudy.registry util.errors"),
+    "selfstudy/values.py": (0, "gin selfstudy.registry util.errors"),
+    "selfstudy/configure.py": (0, "gin paths selfstudy.registry selfstudy.values util.errors"),
     "selfstudy/transforms.py": (1, "torch util.color util.errors"),
     "selfstudy/augment.py": (
         1,
@@ -73,7 +74,8 @@ TABLE = {
     ),
     "selfstudy/plan.py": (
         4,
-        f"filelock paths selfstudy.configure util.environment util.relocate {LEAVES}",
+        "filelock paths selfstudy.configure selfstudy.values util.environment "
+        f"util.relocate {LEAVES}",
     ),
     "selfstudy/solo.py": (
         4,

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import paths
-from selfstudy import configure, optim, registry
-from selfstudy.configure import Spec, checked
+from selfstudy import configure, optim, plan, registry, values
+from selfstudy.configure import Spec
+from selfstudy.values import checked
 from util.errors import UserError, nearest
 
 
@@ -458,7 +459,7 @@ def test_a_searchs_values_become_plain_ones():
 
 def test_nesting_is_undone_at_slashes_only():
     nested = {"a": {"b": {"dataloader.x": 1}, "c.d": 2}, "e.f": {"kept": 3}, "g.h": 4}
-    assert configure.flatten(nested) == {"a/b/dataloader.x": 1, "a/c.d": 2,
+    assert values.flatten(nested) == {"a/b/dataloader.x": 1, "a/c.d": 2,
                                          "e.f": {"kept": 3}, "g.h": 4}  # fmt: skip
 
 
@@ -468,7 +469,7 @@ def test_nesting_is_undone_at_slashes_only():
 def test_a_value_that_has_no_literal_is_refused(value):
     """Gin would drop it from its text, and the trial could not be repeated."""
     with pytest.raises(UserError, match="'optimizer.arguments' is .* no plain Python value"):
-        configure.literal("optimizer.arguments", value)
+        values.literal("optimizer.arguments", value)
 
 
 # ---- texts that parse back ------------------------------------------------------------------
@@ -552,11 +553,11 @@ def test_an_argument_that_is_required_is_asked_for(given, name):
 
 
 def test_ray_configs_are_found_inside_their_folder_only():
-    assert configure.ray_file("grid_search") == paths.RAY_DIR / "grid_search.py"
-    assert configure.ray_file("single_run.py") == paths.RAY_DIR / "single_run.py"
+    assert plan.ray_file("grid_search") == paths.RAY_DIR / "grid_search.py"
+    assert plan.ray_file("single_run.py") == paths.RAY_DIR / "single_run.py"
     for name in ("grid_serch", "../../main", "/etc/passwd", ""):
         with pytest.raises(UserError, match=re.escape(f"no ray config is called '{name}'")):
-            configure.ray_file(name)
+            plan.ray_file(name)
 
 
 def test_retired_names_answer_with_a_pointer():

@@ -72,7 +72,7 @@ class CELU(nn.Module):
 
 
 def _conv(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
-    """Convolution, batch norm, activation; the activation rises, so pooling may go before it."""
+    """Convolution, batch norm and CELU, which only rises: pooling may go before it."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
