@@ -210,18 +210,22 @@ def _ray(plan: Plan, progress: Progress, wanted: dict, args: argparse.Namespace)
 def main() -> int:
     """Run the command line; returns the exit code."""
     args = parser().parse_args()
+    if args.local_mode and args.address:
+        raise UserError("-l runs without Ray and -a on a cluster: leave one of them out")
     plan = planned(args)
-    if args.print_config:
-        from selfstudy import trial
+    from selfstudy import trial  # torch takes seconds; a wrong flag is answered without it
 
+    if args.print_config:
         print(text_of(trial.check(plan.spec, plan.rows[0].overrides, build=False)))
         return 0
     rounds, data = checked(plan, build=not args.dry_run)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     if not args.address:
-        from selfstudy import trial
-
         resources, _ = plans.fit_resources(resources, cpus(), trial.gpus())
+    elif not args.dry_run:
+        from selfstudy import study
+
+        study.check_address(args.address)
     if args.dry_run:
         show_plan(plan, rounds, resources, 0 if args.address else trial.gpus())
         return 0

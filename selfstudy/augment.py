@@ -82,6 +82,7 @@ class Augmentation:
         transforms: by the name of their argument in `augment`; absent ones are off.
         transform_targets: dense targets move with the first view.
         share_flip: all views of an image are mirrored alike (as AMDIM's published ones).
+        relabel_pose: a mirrored image swaps the pose classes 1 and 3.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class Augmentation:
         transforms: dict[str, Transform],
         transform_targets: bool = False,
         share_flip: bool = True,
+        relabel_pose: bool = True,
     ):
         self.info, self.transforms = info, transforms
         # Plain floats, because constants are kept by value.
         self.mean, self.std = (tuple(map(float, v)) for v in (info.mean, info.std))
         self.transform_targets, self.share_flip = transform_targets, share_flip
+        self.relabel_pose = relabel_pose
         self.bytes = info.stored == "uint8" or "photo_jitter" in transforms
         self.to_lab = info.stored == "uint8" and info.space == "lab"
         if info.stored != "uint8" and info.space == "lab" and "photo_jitter" in transforms:
@@ -246,7 +249,7 @@ class Augmentation:
     def _move(self, targets: dict, params: dict, size: tuple[int, int]) -> dict[str, Tensor]:
         """The targets of a view with these parameters; see `__call__`."""
         targets = dict(targets)
-        if "pose" in targets and "flip" in params:
+        if self.relabel_pose and "pose" in targets and "flip" in params:
             pose = targets["pose"]
             swaps = params["flip"][:, 0] & (pose % 2 == 1)
             targets["pose"] = torch.where(swaps, 4 - pose, pose)
@@ -283,6 +286,7 @@ def augment(
     transform_targets: bool = False,
     do_augment: bool | None = None,
     share_flip: bool = True,
+    relabel_pose: bool = True,
     resized_crop: bool = False,
     photo_jitter: tuple[float, ...] | list[float] | None = None,
     exact_photo_jitter: bool = False,
@@ -302,6 +306,8 @@ def augment(
         do_augment: change the images; None means only those of training. Without, they are
             only normalised.
         share_flip: all views of an image are mirrored alike.
+        relabel_pose: a mirrored image swaps the pose classes 1 and 3; False leaves the label,
+            which is then wrong for them, as published.
         resized_crop: `ResizedCrop`.
         photo_jitter: strengths of `PhotoJitter`, such as [0.4, 0.4, 0.4, 0.1]; None is off.
         exact_photo_jitter: as torchvision does it, which doubles the cost of the whole;
@@ -321,4 +327,4 @@ def augment(
     }
     active = train if do_augment is None else do_augment
     transforms = {name: item for name, item in chosen.items() if item and active}
-    return Augmentation(info, transforms, transform_targets, share_flip)
+    return Augmentation(info, transforms, transform_targets, share_flip, relabel_pose)

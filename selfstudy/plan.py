@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 
 import paths
-from selfstudy import configure, values
+from selfstudy import configure, registry, values
 from util import environment, files
 from util.errors import UserError, nearest
 from util.relocate import safe_name, under_experiments
@@ -241,6 +241,7 @@ def _with_seeds(drawn: list[dict[str, Any]], spec: configure.Spec) -> list[dict[
     for overrides in drawn:
         repeat = seen[repr(overrides)] = seen.get(repr(overrides), -1) + 1
         if repeat and "session.seed" not in overrides:
+            registry.discover()
             configure.load(spec, overrides)
             base = configure.value("session", "seed")
             overrides = overrides | {"session.seed": base + repeat}

@@ -74,7 +74,7 @@ TABLE = {
     ),
     "selfstudy/plan.py": (
         4,
-        "filelock paths selfstudy.configure selfstudy.values util.environment "
+        "filelock paths selfstudy.configure selfstudy.registry selfstudy.values util.environment "
         f"util.relocate {LEAVES}",
     ),
     "selfstudy/solo.py": (

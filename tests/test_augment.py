@@ -254,6 +254,10 @@ def test_a_mirrored_pose_swaps_left_and_right():
     assert 30 < mirrored.sum() < 70
     swapped = torch.tensor([0, 3, 2, 1, 4])[pose]
     assert torch.equal(moved["pose"], torch.where(mirrored, swapped, pose))
+    _, kept = augment(data_info(), True, **only_flip, relabel_pose=False)(
+        images, {"pose": pose}, generator()
+    )
+    assert torch.equal(kept["pose"], pose)
 
 
 # ---- each transform -------------------------------------------------------------------------

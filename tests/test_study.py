@@ -103,6 +103,33 @@ def test_checks_find_what_cannot_work(experiments):
             trial.check(configure.Spec(SPEC.gin, params), {})
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray warns of the older form
+def test_search_spaces_are_drawn_as_ray_would():
+    from ray import tune
+
+    from selfstudy import study
+
+    space = {
+        "a.b": tune.grid_search([1, 2]),
+        "c.d": tune.sample_from(lambda config: config["a.b"] * 10),
+        "e.f": tune.sample_from(lambda spec: spec.config["a.b"] + 0.5),
+        "g.h": tune.uniform(0, 1),
+        "i.j": [1, [2, None]],
+    }
+    drawn = study.variants(space, 2)
+    assert [(one["a.b"], one["c.d"], one["e.f"]) for one in drawn] == [
+        (1, 10, 1.5), (2, 20, 2.5), (1, 10, 1.5), (2, 20, 2.5)]  # fmt: skip
+    assert len({one["g.h"] for one in drawn}) == 4 and drawn == study.variants(space, 2)
+    assert all(one["i.j"] == [1, [2, None]] for one in drawn)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    from selfstudy import study
+
+    with pytest.raises(trial.UserError, match="no Ray cluster at '127.0.0.1:9'"):
+        study.check_address("127.0.0.1:9")
+
+
 def test_ray_and_local_runs_give_the_same_rows_and_resume(experiments):
     """A grid by Ray, the same by -l, and both again from half-way; numbers agree row by row."""
     done = main("-e", "ray", "-r", "grid_search", *FLAGS)
