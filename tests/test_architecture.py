@@ -74,8 +74,8 @@ TABLE = {
     ),
     "selfstudy/plan.py": (
         4,
-        "filelock paths selfstudy.configure selfstudy.registry selfstudy.values util.environment "
-        f"util.relocate {LEAVES}",
+        "filelock paths selfstudy.configure selfstudy.registry selfstudy.values "
+        f"util.environment util.relocate {LEAVES}",
     ),
     "selfstudy/solo.py": (
         4,
