@@ -12,7 +12,7 @@ from pathlib import Path
 # A file of the user's folder that is named like one of our modules must not win.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from util import relocate  # noqa: E402
+from util import checkpoints, relocate  # noqa: E402
 from util.errors import printable, reports_errors  # noqa: E402
 
 
@@ -43,9 +43,9 @@ def main() -> None:
     args = _arguments()
     moves, skipped = relocate.relocations(args.exp_id, args.pattern, args.best, args.overwrite)
     for folder, reason in skipped:
-        print(printable(f"Skipping: {relocate.short_name(folder)}: {reason}"))
+        print(printable(f"Skipping: {checkpoints.short_name(folder)}: {reason}"))
     for source, destination in moves:
-        names = relocate.short_name(source), relocate.short_name(destination)
+        names = checkpoints.short_name(source), checkpoints.short_name(destination)
         print(printable(f"Moving from: {names[0]} to: {names[1]}"), flush=True)
         if args.move:
             relocate.move([(source, destination)])

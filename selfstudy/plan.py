@@ -21,8 +21,9 @@ import filelock
 import paths
 from selfstudy import configure, registry, values
 from util import environment, files
+from util.checkpoints import under_experiments
 from util.errors import UserError, nearest
-from util.relocate import safe_name, under_experiments
+from util.relocate import safe_name
 
 SCHEMA = 1
 DEFAULTS: dict[str, Any] = {

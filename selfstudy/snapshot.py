@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import paths
-from util import relocate
+from util import checkpoints
 from util.errors import UserError, nearest
 from util.files import sha256, sync_folder, write_json, write_text
 
@@ -63,7 +63,7 @@ def save(folder: Path, state: dict, config: str, card: dict) -> None:
         card = {**card, "schema": SCHEMA, "sha256": digest, "size": size}
         write_json(aside / paths.CARD, card)
         sync_folder(aside)
-        relocate.replace_folder(aside, folder)
+        checkpoints.replace_folder(aside, folder)
     except RuntimeError as error:  # torch's own words for a failed write name no cause
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(f"{folder} could not be written: is the disk full? ({error})") from error
@@ -106,13 +106,13 @@ class Snapshot:
     @classmethod
     def open(cls, folder: Path) -> "Snapshot":
         """Read card and configuration; `UserError` when the folder was never finished."""
-        card = relocate.read_card(folder)
+        card = checkpoints.read_card(folder)
         file = folder / paths.CONFIG
         try:
             config = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read: {error}") from None
-        return cls(folder, relocate.short_name(folder), config, card)
+        return cls(folder, checkpoints.short_name(folder), config, card)
 
     def state(self, map_location: str | torch.device = "cpu") -> dict:
         """The state that was saved, after comparing the file with its card.
@@ -121,7 +121,7 @@ class Snapshot:
             UserError: the file is missing, empty, cut, changed, not made by `torch.save`, or
                 holds pickled code, which is refused without running it.
         """
-        relocate.check(self.folder)
+        checkpoints.check(self.folder)
         file = self.folder / paths.SNAPSHOT
         if not zipfile.is_zipfile(file):
             raise UserError(f"{file} is not a file of torch.save")
@@ -150,9 +150,9 @@ def _reason(error: Exception) -> str:
 
 def newest(trial: Path) -> Snapshot | None:
     """The newest snapshot of a trial that verifies; damaged ones are warned of and skipped."""
-    for folder in relocate.checkpoints(Path(trial)):
+    for folder in checkpoints.checkpoints(Path(trial)):
         try:
-            relocate.check(folder)
+            checkpoints.check(folder)
             return Snapshot.open(folder)
         except UserError as error:
             warnings.warn(f"skipped: {error}", stacklevel=2)
@@ -168,10 +168,10 @@ def resolve(name: str) -> Snapshot:
     Raises:
         UserError: nothing of this name, more than one trial, or no snapshot that verifies.
     """
-    folder = relocate.under_experiments(name)
-    if relocate.is_snapshot(folder):
+    folder = checkpoints.under_experiments(name)
+    if checkpoints.is_snapshot(folder):
         return Snapshot.open(folder)
-    trial = folder if relocate.is_trial(folder) else _only_trial(folder, name)
+    trial = folder if checkpoints.is_trial(folder) else _only_trial(folder, name)
     found = newest(trial)
     if found is None:
         raise UserError(f"'{name}' has no checkpoint that is whole")
@@ -180,13 +180,13 @@ def resolve(name: str) -> Snapshot:
 
 def _only_trial(folder: Path, name: str) -> Path:
     """The trial of an experiment that has one."""
-    trials = relocate.trials(folder)
+    trials = checkpoints.trials(folder)
     if len(trials) == 1:
         return trials[0]
     if trials:
         raise UserError(
             f"'{name}' holds {len(trials)} trials: choose one, such as "
-            f'"{relocate.short_name(trials[0])}", or name them with '
+            f'"{checkpoints.short_name(trials[0])}", or name them with '
             f"misc/move_snapshots.py -e {name} -p '{{cfg[...]}}' -m"
         )
     raise UserError(f"no snapshot is called '{name}'{nearest(name, _names(folder))}")
@@ -199,10 +199,12 @@ def _names(folder: Path) -> list[str]:
         root = root.parent
     inside = [
         child
-        for child in relocate.subfolders(root)
-        if root == paths.EXP_DIR or relocate.is_snapshot(child) or relocate.is_trial(child)
+        for child in checkpoints.subfolders(root)
+        if root == paths.EXP_DIR
+        or checkpoints.is_snapshot(child)
+        or checkpoints.is_trial(child)
     ]
-    return [relocate.short_name(child) for child in inside]
+    return [checkpoints.short_name(child) for child in inside]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ def run(plan: Plan, progress: Progress, resources: dict[str, float]) -> dict[str
         resources: of one trial; its CPUs are the number of threads.
     """
     use_threads(resources.get("cpu", 1))
+    device = None if resources.get("gpu") else "cpu"
     failed = {}
     for row in plan.unfinished():
         try:
-            _run_one(plan, row.name, row.overrides, progress)
+            _run_one(plan, row.name, row.overrides, progress, device)
             progress.end(row.name)
         except Exception as error:  # a trial's failure must not take the others along
             failed[row.name] = note_failure(plan.folder / row.name, error)
@@ -25,12 +26,13 @@ def run(plan: Plan, progress: Progress, resources: dict[str, float]) -> dict[str
     return failed
 
 
-def _run_one(plan: Plan, name: str, overrides: dict, progress: Progress) -> None:
-    trial = Trial(plan.spec, overrides, plan.folder / name, Rules(**plan.rules), plan.command)
-    if trial.report_weights:
-        progress.say(trial.report_weights)
+def _run_one(
+    plan: Plan, name: str, overrides: dict, progress: Progress, device: str | None
+) -> None:
+    rules = Rules(**plan.rules)
+    trial = Trial(plan.spec, overrides, plan.folder / name, rules, plan.command, device)
     if plan.exp_args["verbose"] > 1:
-        progress.say(trial.config)
+        print(trial.config)
     while not trial.done:
         result = trial.step(lambda *at: progress.partial(name, *at))
         progress.round(name, result)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -66,6 +65,9 @@ class Worker(tune.Trainable):
                 plan.spec, row.overrides, self._folder, Rules(**plan.rules), plan.command
             )
         )
+
+        if plan.exp_args["verbose"] > 1:
+            print(self._trial.config)
 
     def step(self) -> dict[str, Any]:
         """One round."""

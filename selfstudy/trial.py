@@ -120,7 +120,7 @@ class Trial:
         folder: Path,
         rules: Rules,
         command: str = "",
-        device: torch.device | None = None,
+        device: str | None = None,
     ):
         self.overrides, self.folder, self.rules = dict(overrides), Path(folder), rules
         self.command = command
@@ -156,11 +156,6 @@ class Trial:
         """Whether the trial has ended."""
         return bool(self.result.get("done"))
 
-    @property
-    def report_weights(self) -> str | None:
-        """Which weights a pretrained snapshot gave, in one line."""
-        return getattr(self.session.model, "report", None)
-
     def step(self, report: Report = lambda *_: None) -> dict[str, Any]:
         """One round; saves when that is due; returns the line of `result.json`.
 
@@ -172,6 +167,9 @@ class Trial:
         result: dict[str, Any] = self.session.round(report)
         self.seconds += time.monotonic() - start
         result |= {"total_s": self.seconds, "time": time.time()}
+        weights = getattr(self.session.model, "report", None)
+        if weights and self.session.rounds_done == 1:
+            result["weights"] = weights
         result["done"] = reached(result, self.rules.stop) or self.session.finished
         freq = self.rules.checkpoint_freq
         due = freq and self.session.rounds_done % freq == 0

@@ -27,7 +27,8 @@ TABLE = {
     "util/fetch.py": (0, LEAVES),
     "util/hdf5.py": (0, f"torch h5py filelock {LEAVES}"),
     "util/progress.py": (0, "rich util.errors"),
-    "util/relocate.py": (0, f"paths {LEAVES}"),
+    "util/checkpoints.py": (0, f"paths {LEAVES}"),
+    "util/relocate.py": (0, f"paths util.checkpoints {LEAVES}"),
     "selfstudy/types.py": (0, "torch"),
     "selfstudy/registry.py": (0, "util.errors"),
     "selfstudy/values.py": (0, "gin selfstudy.registry util.errors"),
@@ -61,7 +62,7 @@ TABLE = {
         "selfstudy.registry selfstudy.types util.errors",
     ),
     "selfstudy/optim.py": (1, "gin torch selfstudy.registry util.schedules util.errors"),
-    "selfstudy/snapshot.py": (1, f"torch paths util.relocate {LEAVES}"),
+    "selfstudy/snapshot.py": (1, f"torch paths util.checkpoints {LEAVES}"),
     "selfstudy/session.py": (
         2,
         "gin torch selfstudy.augment selfstudy.loader selfstudy.optim selfstudy.registry "
@@ -75,7 +76,7 @@ TABLE = {
     "selfstudy/plan.py": (
         4,
         "filelock paths selfstudy.configure selfstudy.registry selfstudy.values "
-        f"util.environment util.relocate {LEAVES}",
+        f"util.environment util.checkpoints util.relocate {LEAVES}",
     ),
     "selfstudy/solo.py": (
         4,
@@ -91,7 +92,7 @@ TABLE = {
         "paths selfstudy.configure selfstudy.plan selfstudy.solo selfstudy.study "
         f"selfstudy.trial util.environment util.progress {LEAVES}",
     ),
-    "misc/move_snapshots.py": (5, "util.relocate util.errors"),
+    "misc/move_snapshots.py": (5, "util.checkpoints util.relocate util.errors"),
     "misc/*.py": (5, "torch h5py PIL matplotlib paths selfstudy.* util.*"),
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import paths
-from util import relocate
+from util import checkpoints, relocate
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def shown(moves) -> list[tuple[str, str]]:
-    return [(relocate.short_name(a), relocate.short_name(b)) for a, b in moves]
+    return [(checkpoints.short_name(a), checkpoints.short_name(b)) for a, b in moves]
 
 
 # ---- names ----------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_damaged_checkpoints_and_trials_without_one_are_listed(exp_dir):
         ("grid/e_one/checkpoint_000002", "grid/one"),
         ("grid/e_three/checkpoint_000010", "grid/three"),
     ]
-    reasons = {relocate.short_name(folder): reason for folder, reason in skipped}
+    reasons = {checkpoints.short_name(folder): reason for folder, reason in skipped}
     assert "has 1 bytes of" in reasons["grid/e_one/checkpoint_000010"]
     assert "never finished" in reasons["grid/e_two/checkpoint_000002"]
     assert "no whole checkpoint" in reasons["grid/e_two"]
@@ -404,7 +404,9 @@ def test_a_copy_that_differs_is_not_accepted(exp_dir, monkeypatch):
     moves, _ = relocate.relocations("grid", BY_CHOICE)
     with pytest.raises(UserError, match="damaged"):
         relocate.move(moves)
-    assert relocate.check(folder / "checkpoint_000010") and not (exp_dir / "grid/one").exists()
+    assert (
+        checkpoints.check(folder / "checkpoint_000010") and not (exp_dir / "grid/one").exists()
+    )
 
 
 class Interrupted(BaseException):
@@ -458,7 +460,7 @@ def test_an_interruption_anywhere_is_mended_by_running_it_again(
             assert {k: v for k, v in tree(place).items() if k in wanted[folder.name]} == (
                 wanted[folder.name]
             ), point
-            assert relocate.check(place)
+            assert checkpoints.check(place)
         again, _ = relocate.relocations("grid", pattern)
         assert again == []
         point += 1
@@ -502,7 +504,7 @@ def test_the_command_lists_and_moves(exp_dir, tmp_path):
     ]
     wet = command(exp_dir, "-e", "grid", "-p", BY_CHOICE, "-m")
     assert wet.stdout.splitlines() == dry.stdout.splitlines()[:-1]
-    assert relocate.check(exp_dir / "grid/one") and relocate.check(exp_dir / "grid/two")
+    assert checkpoints.check(exp_dir / "grid/one") and checkpoints.check(exp_dir / "grid/two")
 
 
 def test_the_command_reports_errors_in_one_line(exp_dir):

@@ -17,7 +17,7 @@ from torch import nn
 
 import paths
 from selfstudy import snapshot
-from util import relocate
+from util import checkpoints
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def forge(folder: Path, payload: bytes) -> Path:
     write(folder)
     (folder / "snapshot").write_bytes(payload)
     card = json.loads((folder / "card.json").read_text())
-    card |= {"size": len(payload), "sha256": relocate.sha256(folder / "snapshot")}
+    card |= {"size": len(payload), "sha256": checkpoints.sha256(folder / "snapshot")}
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 

@@ -79,6 +79,8 @@ class Progress:
 
     def round(self, trial: str, result: dict[str, Any]) -> None:
         """`trial` has done one more round, with this result."""
+        if result.get("weights"):
+            self.say(f"{trial}: {result['weights']}")
         self.info = (f"{trial}  " if self.trials > 1 else "") + summary(result)
         self.step(trial, math.floor(self.at.get(trial, 0.0)) + 1)
         now = time.monotonic()

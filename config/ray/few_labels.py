@@ -8,7 +8,7 @@ from ray import tune
 
 exp_args = {
     "checkpoint_at_end": True,
-    "resources_per_trial": {"cpu": 1},
+    "resources_per_trial": {"cpu": 1, "gpu": 0.25},
     "config": {
         "session.seed": tune.grid_search([0, 1, 2]),
         "BaseDataset.label_seed": tune.sample_from(lambda config: config["session.seed"]),
