@@ -204,7 +204,7 @@ class Session:
         for step, batch in enumerate(loader.batches(self.iters["train"])):
             progress = self.rounds_done + step / count
             self.schedule.before_step(progress)
-            self.model.steps = self.steps
+            self.model.before_step(self.steps)
             batch = self.task.prepare(batch, generator)
             with self._autocast():
                 out = self.forward(batch)

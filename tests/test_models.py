@@ -163,7 +163,7 @@ def test_warmup_holds_the_backbone_for_its_steps():
     model = Wrapper(INFO, finetune_classifier=True, warmup_fc=2).train()
     for steps, reached in ((0, False), (1, False), (2, True)):
         model.zero_grad()
-        model.steps = steps
+        model.before_step(steps)
         model(batch()).logits["fc/class"].sum().backward()
         assert any(item.grad is not None for item in model.backbone.parameters()) is reached
 

@@ -74,7 +74,7 @@ class Wrapper(nn.Module):
         self.run_selfsup = run_selfsup
         self.warmup_fc = warmup_fc
         self.dense_pred = dense_pred
-        self.steps = 0  # optimizer steps so far; the session keeps it
+        self.warming = False  # a flag and no counter, on which torch.compile would stumble
         self.backbone = registry.get("backbone", model_choice)(info, run_selfsup)
         feats = self.backbone.dense_feats if dense_pred else self.backbone.out_feats
         self.probes = nn.ModuleDict()
@@ -109,7 +109,7 @@ class Wrapper(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Probe logits of the first view, and the method's own outputs of all views."""
-        frozen = not self.finetune_selfsup or (self.training and self.steps < self.warmup_fc)
+        frozen = not self.finetune_selfsup or (self.training and self.warming)
         with torch.no_grad() if frozen else contextlib.nullcontext():
             feats = tuple(self.backbone.encode(view) for view in batch.views)
         read = feats[0].dense if self.dense_pred else feats[0].pooled
@@ -120,6 +120,10 @@ class Wrapper(nn.Module):
         if self.run_selfsup:
             selfsup = self.backbone.selfsup(feats, batch)
         return Output(logits, selfsup, feats[0])
+
+    def before_step(self, steps: int) -> None:
+        """Told before each optimizer step how many there have been."""
+        self.warming = steps < self.warmup_fc
 
     def after_step(self, progress: float) -> None:
         """Passed on to the method after each optimizer step; progress in [0, 1]."""
