@@ -43,6 +43,13 @@ def fresh():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def narrow(fresh) -> None:
+    """Networks of an eighth of the width, with 16 features."""
+    gin.bind_parameter("ResNet.width", 0.125)
+    gin.bind_parameter("ResNet.out_feats", 16)
+
+
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory) -> Path:
     """A data folder with the digits at 16 pixels, prepared once."""

@@ -1,6 +1,5 @@
 """Networks against torchvision's, the activation against torch's, and what probes reach."""
 
-import gin
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,16 +13,8 @@ from util.errors import UserError
 INFO = DataInfo(
     3, 32, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {"train": 8}, {"class": 10, "pose": 5}
 )
+pytestmark = pytest.mark.usefixtures("narrow")
 registry.discover()
-
-
-@pytest.fixture(autouse=True)
-def narrow():
-    gin.clear_config()
-    gin.bind_parameter("ResNet.width", 0.125)
-    gin.bind_parameter("ResNet.out_feats", 16)
-    yield
-    gin.clear_config()
 
 
 def batch(n=4, size=32):

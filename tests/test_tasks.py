@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import gin
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,18 +11,10 @@ from selfstudy.models.wrapper import Wrapper
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("narrow")
 registry.discover()
 INFO = DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {"train": 8}, {"class": 10})
 PRETEXT = [name for name in registry.names("task") if registry.get("task", name).backbone]
-
-
-@pytest.fixture(autouse=True)
-def narrow():
-    gin.clear_config()
-    gin.bind_parameter("ResNet.width", 0.125)
-    gin.bind_parameter("ResNet.out_feats", 16)
-    yield
-    gin.clear_config()
 
 
 def batch(n=8, size=16):
