@@ -37,6 +37,7 @@ SMALL = (
     "SynDataset.dataset_choice = 'tiny'",
     f"BaseDataset.input_res = {RES}",
     "BaseDataset.num_valid = 4",
+    "BaseDataset.semisupervised = None",
     "dataloader.batch_size = 4",
     "valid/dataloader.batch_size = 4",
     "session.train_iters = 1",

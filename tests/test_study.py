@@ -143,7 +143,7 @@ def test_ray_and_local_runs_give_the_same_rows_and_resume(experiments):
         assert len(rows) == 3 and rows == numbers(experiments / "local" / name)
         assert (experiments / "ray" / name / "checkpoint_000003" / "card.json").exists()
     assert not (experiments / "ray" / ".ray").exists()  # Ray's own record is not kept
-    assert not raylets()
+    assert not [line for _, line in processes(experiments) if "ray" in line]
 
     lost = experiments / "ray" / names[4]
     before = numbers(lost)
@@ -171,7 +171,9 @@ def test_a_killed_worker_is_continued(experiments):
     deadline = time.monotonic() + 120
     while len(files.read_lines(results)) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    workers = [pid for pid, line in processes() if "ray::" in line and ".train" in line]
+    workers = [
+        pid for pid, line in processes(experiments) if "ray::" in line and ".train" in line
+    ]
     assert workers, "no worker was found"
     os.kill(workers[0], signal.SIGKILL)
     out, err = run.communicate(timeout=200)
@@ -180,15 +182,14 @@ def test_a_killed_worker_is_continued(experiments):
     assert [row["round"] for row in files.read_lines(results)] == list(range(1, 41))
 
 
-def processes():
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/cmdline") as file:
-                    yield int(name), file.read().replace("\0", " ")
-            except OSError:
-                continue
-
-
-def raylets():
-    return [line for pid, line in processes() if "raylet/raylet" in line]
+def processes(experiments):
+    """Process id and command line of what runs on this test's experiments, no other's."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                if f"SELFSTUDY_EXP={experiments}".encode() not in file.read().split(b"\0"):
+                    continue
+            with open(f"/proc/{name}/cmdline") as file:
+                yield int(name), file.read().replace("\0", " ")
+        except OSError:
+            continue
