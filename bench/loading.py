@@ -63,8 +63,10 @@ def speed(folder: Path, images: int, repeats: int) -> list[tuple]:
     seconds = interleave(ways, repeats)
     reference = seconds[next(iter(ways))]
     found = [(f"{images} images: {way}", 1000 * s, "ms") for way, s in seconds.items()]
-    ratios = ["", *(f"{reference / s:.1f} times as fast (goal >= 6)" for s in
-                    list(seconds.values())[1:])]  # fmt: skip
+    # No device takes a new block each time: a CPU maps, and pinned memory is handed out again.
+    goals = {way: "" if "new block" in way else " (goal >= 6)" for way in ways}
+    ratios = ["", *(f"{reference / s:.1f} times as fast{goals[way]}"
+                    for way, s in list(seconds.items())[1:])]  # fmt: skip
     return [(*row, ratio) for row, ratio in zip(found, ratios, strict=True)]
 
 
