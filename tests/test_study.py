@@ -163,8 +163,8 @@ def test_ray_and_local_runs_give_the_same_rows_and_resume(experiments):
 
 
 def test_a_killed_worker_is_continued(experiments):
-    flags = ["-e", "kill", "-r", "single_run", "-c", *FLAGS, "scheduler.milestones = [1, 40]",
-             "session.train_iters = 12"]  # fmt: skip
+    flags = ["-e", "kill", "-r", "single_run", "-c", *FLAGS, "scheduler.milestones = [1, 80]",
+             "session.train_iters = 6", "session.valid_iters = 1"]  # fmt: skip
     run = subprocess.Popen([sys.executable, str(paths.ROOT / "main.py"), *flags], text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     results = experiments / "kill" / "e_0000" / paths.RESULT
@@ -172,14 +172,14 @@ def test_a_killed_worker_is_continued(experiments):
     while len(files.read_lines(results)) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
     workers = [
-        pid for pid, line in processes(experiments) if "ray::" in line and ".train" in line
+        pid for pid, line in processes(experiments) if "ray::" in line and "Trainable" in line
     ]
     assert workers, "no worker was found"
     os.kill(workers[0], signal.SIGKILL)
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, err
     assert "its worker died; it continues" in err
-    assert [row["round"] for row in files.read_lines(results)] == list(range(1, 41))
+    assert [row["round"] for row in files.read_lines(results)] == list(range(1, 81))
 
 
 def processes(experiments):
