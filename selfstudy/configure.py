@@ -143,6 +143,9 @@ def _statements(text: str, source: str, in_file: bool) -> Iterator[tuple[Any, st
 def _hint(line: str, error: Exception) -> str:
     """What is wrong with the line that gin's parser has stopped in."""
     name, equals, value = (part.strip() for part in line.partition("="))
+    open_quote = value.startswith(("'", '"')) and value.count(value[0]) % 2
+    if isinstance(error, tokenize.TokenError) or open_quote:  # Pythons tell it differently
+        return "cannot be parsed: a bracket or a quote is left open"
     if not equals or not _NAME.fullmatch(name) or value.count("[") != value.count("]"):
         return f"cannot be parsed: {error.args[0]}"
     if value.lower() in ("true", "false", "none"):

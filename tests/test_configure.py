@@ -225,10 +225,10 @@ SYNTAX = [
     ("session.seed = 2+2", "2+2 is no value; expected one number, True, False, None, text in "
                            "quotes, or a list of these"),
     ("session.task = Rotate Task", "Rotate Task is no value; expected one number, "),
-    ("session.task = 'Rotate", "'Rotate is no value; expected one number, "),
+    ("session.task = 'Rotate", "cannot be parsed: a bracket or a quote is left open"),
     ("dataloader.batch_size = 3 optimizer.lr = 3", "3 optimizer.lr = 3 is no value; "),
     ("dataloader.batch_size =", "nothing is no value; expected one number, "),
-    ("scheduler.milestones = [1,", "cannot be parsed: EOF in multi-line statement"),
+    ("scheduler.milestones = [1,", "cannot be parsed: a bracket or a quote is left open"),
     ("scheduler.milestones = 1]", "cannot be parsed: Expected newline."),
     ("dataloader", "cannot be parsed: Couldn't parse statement, expected ':' or '='."),
     ("session.task = @RotateTask()", "'@RotateTask': references are not supported; name it in "

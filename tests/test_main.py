@@ -98,8 +98,8 @@ WRONG = [
                                     "'optimizer.optim_fn = \"SGD\"'"),
     ("-p 'augment.flip=true'", "-p 'augment.flip=true': write 'augment.flip = True'"),
     ("-p 'session.seed=2+2'", f"-p 'session.seed=2+2': 2+2 is no value; {PLAIN}"),
-    ("-p 'session.seed=[1,'", "-p 'session.seed=[1,': cannot be parsed: EOF in multi-line "
-                              "statement"),
+    ("-p 'session.seed=[1,'", "-p 'session.seed=[1,': cannot be parsed: a bracket or a quote "
+                              "is left open"),
     ("-p 'dataloader.batch_size'", "-p 'dataloader.batch_size': expected 'name = value', as in "
                                    "'dataloader.batch_size = 64'"),
     ("-p 'import os'", "-p 'import os': expected 'name = value', as in "
