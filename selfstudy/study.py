@@ -6,6 +6,7 @@ verifies there. What is left to do is read from the plan, never from Ray's own s
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -114,19 +115,20 @@ class _Watch(tune.Callback):
         self.progress.round(self._name(trial), result)
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
-        self.progress.say(f"{self._name(trial)}: its worker died; it continues")
+        name = self._name(trial)
+        self.progress.say(f"{name}: {_why(self.plan.folder / name)}; it continues")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self.progress.end(self._name(trial))
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         name = self._name(trial)
-        self.failed[name] = _first_line(self.plan.folder / name)
+        self.failed[name] = _why(self.plan.folder / name)
         self.progress.end(name, self.failed[name])
 
 
-def _first_line(folder: Path) -> str:
-    """The last line of a trial's traceback, which says what was wrong."""
+def _why(folder: Path) -> str:
+    """Why a trial ended: the last line of its traceback, which a killed worker cannot leave."""
     try:
         lines = (folder / paths.ERROR).read_text(encoding="utf-8").strip().splitlines()
     except OSError:
@@ -161,7 +163,9 @@ def start(address: str | None, quiet: bool) -> tuple[float, float]:
     # Workers put the driver's folder first on their path: a file of the user's called util.py
     # there would replace ours.
     os.chdir(paths.ROOT)
-    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": "error"}
+    # A failure is told in one line by `_Watch`, its traceback lies in the trial's folder.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.CRITICAL}
     if address:
         forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
         options |= {"address": address, "runtime_env": {"env_vars": forwarded}}

@@ -132,6 +132,7 @@ class Trial:
         self.values = configure.operative()
         self.seconds = 0.0
         self.result: dict[str, Any] = {}  # the last line of `result.json`
+        (self.folder / paths.ERROR).unlink(missing_ok=True)  # of an earlier attempt
         files.write_json(self.folder / paths.PARAMS, self.overrides)
         files.write_text(self.folder / paths.CONFIG, self.config)
         self._continue()

@@ -182,6 +182,16 @@ def test_a_killed_worker_is_continued(experiments):
     assert [row["round"] for row in files.read_lines(results)] == list(range(1, 81))
 
 
+def test_a_trial_that_cannot_go_on_is_told_in_one_line_and_with_code_3(experiments):
+    flags = ["-e", "bad", "-g", "digits/r9/classify", "-p", "dataloader.batch_size = 1",
+             "BaseDataset.input_res = 8", "ResNet.width = 0.125"]  # fmt: skip
+    done = main(*flags)  # one value a channel, which batch norm refuses in the first step
+    assert done.returncode == 3 and "Traceback" not in done.stderr + done.stdout
+    failed = [line for line in done.stderr.splitlines() if line.startswith("e_0000 failed: ")]
+    assert len(failed) == 1 and "more than 1 value per channel" in failed[0]
+    assert "Traceback" in (experiments / "bad" / "e_0000" / paths.ERROR).read_text()
+
+
 def processes(experiments):
     """Process id and command line of what runs on this test's experiments, no other's."""
     for name in filter(str.isdigit, os.listdir("/proc")):
