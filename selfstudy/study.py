@@ -177,7 +177,8 @@ def start(address: str | None, quiet: bool) -> tuple[float, float]:
         ray.init(**options)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"no Ray cluster at '{address}': {first}") from None
+        where = f"no Ray cluster at '{address}'" if address else "Ray does not start here"
+        raise UserError(f"{where}: {first}") from None
     have = ray.cluster_resources()
     return have.get("CPU", 0.0), have.get("GPU", 0.0)
 
