@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from typing import NoReturn
@@ -137,20 +138,26 @@ def show_results(plan: Plan, failed: dict[str, str], seconds: float) -> None:
         print(f"{name} failed: {printable(why)} (see {name}/error.txt)")
 
 
-def show_next(plan: Plan) -> None:
-    """Commands that follow naturally."""
-    many = len(plan.rows) > 1
-    names = plan.varying()
-    pattern = " -p '" + "-".join(f"{{cfg[{name}]}}" for name in names) + "'" if many else ""
-    print("\nnext:")
-    print(f"  python misc/move_snapshots.py -e {plan.exp_id}{pattern} -m")
+def next_commands(plan: Plan) -> list[str]:
+    """Command lines that follow naturally."""
+    many, saved = len(plan.rows) > 1, plan.exp_args["checkpoint_at_end"]
+    lines = []
+    if saved:
+        names = "-".join(f"{{cfg[{name}]}}" for name in plan.varying())
+        template = f" -p '{names}'" if many else ""
+        lines.append(f"python misc/move_snapshots.py -e {plan.exp_id}{template} -m")
+    if saved and not many:
+        # The experiment's name stands for its only snapshot, moved or not.
+        files = "" if plan.spec.gin == DEFAULT_GIN else f" -g {shlex.join(plan.spec.gin)}"
+        weights = f'Wrapper.pretrained = "{plan.exp_id}"'
+        lines.append(f"python main.py{files} -p {shlex.join([*plan.spec.params, weights])}")
     if not many:
-        print(
-            f"  python main.py -p 'Wrapper.pretrained = \"{plan.exp_id}/{plan.rows[0].name}\"'"
-        )
-        print("  python main.py -e grid -r grid_search -g digits/r9/classify")
-        print("  python main.py -g fashion/r9/classify")
-        print("  python main.py -g cifar/r9/classify -p 'dataloader.batch_size=128'")
+        lines += [
+            "python main.py -e grid -r grid_search -g digits/r9/classify",
+            "python main.py -g fashion/r9/classify",
+            "python main.py -g cifar/r9/classify -p 'dataloader.batch_size=128'",
+        ]
+    return lines
 
 
 def execute(
@@ -181,7 +188,8 @@ def execute(
     show_results(plan, failed, time.monotonic() - start)
     if failed:
         return 3
-    show_next(plan)
+    if lines := next_commands(plan):
+        print("\nnext:", *lines, sep="\n  ")
     return 0
 
 

@@ -15,6 +15,7 @@ import torch
 import main
 import paths
 from selfstudy import configure, snapshot, solo
+from selfstudy import plan as plans
 from selfstudy.configure import Spec
 
 pytestmark = pytest.mark.slow
@@ -184,6 +185,25 @@ def test_what_cannot_work_is_found_before_anything_starts(line, typed, monkeypat
     *preparing, last = err.splitlines()  # a new resolution prepares the digits first
     assert (code, out) == (2, "") and last.startswith("error: ") and REHEARSED[line] in last
     assert all(text.startswith("preparing ") for text in preparing)
+
+
+@pytest.mark.parametrize("gin", [main.DEFAULT_GIN, ("digits/r9/rotate",)])
+def test_the_next_commands_carry_the_configuration_on(gin):
+    spec = configure.Spec(gin, ("ResNet.width = 0.2",))
+    given = plans.DEFAULTS | {"checkpoint_at_end": True}
+    one = plans.make("x", spec, "single_run", given, None)
+    move, start, *others = main.next_commands(one)
+    assert move == "python misc/move_snapshots.py -e x -m"
+    args = main.parser().parse_args(shlex.split(start)[2:])
+    assert tuple(args.gin_config or main.DEFAULT_GIN) == gin
+    assert args.gin_param == ["ResNet.width = 0.2", 'Wrapper.pretrained = "x"']
+    assert any("cifar" in line for line in others)
+    many = plans.make("x", spec, "single_run", given | {"num_samples": 2}, None)
+    assert main.next_commands(many) == [
+        "python misc/move_snapshots.py -e x -p '{cfg[session.seed]}' -m"
+    ]
+    unsaved = plans.make("x", spec, "single_run", plans.DEFAULTS | {"num_samples": 2}, None)
+    assert main.next_commands(unsaved) == []
 
 
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_starts_no_ray(cli):
