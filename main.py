@@ -2,21 +2,22 @@
 
 import argparse
 import os
-import shlex
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # OpenMP's waiting threads spin by default, which cost a factor of three on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from selfstudy import plan as plans
+from selfstudy import summary
 from selfstudy.configure import Spec, text_of
+from selfstudy.interrupt import Interrupted, Interrupts
 from selfstudy.plan import Plan
 from util.environment import cpus
-from util.errors import UserError, printable, reports_errors
-from util.progress import Progress, clock, table
+from util.errors import UserError, reports_errors
+from util.progress import Shown, Trials
 
 DEFAULT_GIN = ("digits/r9/classify",)
 
@@ -43,9 +44,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"files below config/gin, later ones win (default: {DEFAULT_GIN[0]})")  # fmt: skip
     add("-p", "--gin_param", **many, metavar="'NAME = VALUE'",
         help="gin bindings, which win over files")  # fmt: skip
+    add("--set", **many, metavar="KEY=VALUE", dest="settings",
+        help="entries of the ray config, as in num_samples=40")  # fmt: skip
     add("-l", "--local_mode", action="store_true",
         help="run in this process, one trial after another, without Ray")  # fmt: skip
-    add("-a", "--address", help="address of a running Ray cluster")
+    add("-a", "--address", help="address of a running Ray cluster (default: RAY_ADDRESS)")
     add("-q", "--quiet", action="store_true", help="no progress, no output of workers")
     add("-c", "--checkpoint_at_end", action="store_true", help="save each trial when it ends")
     add("--resume", action="store_true", help="complete an interrupted experiment (needs -e)")
@@ -54,21 +57,23 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def planned(args: argparse.Namespace) -> Plan:
-    """The plan: a new one from the flags, or the stored one of an experiment."""
+def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
+    """The plan, a new one from the flags or the stored one, and its ray config's entries."""
     if args.resume:
-        return _stored(args)
+        plan = _stored(args)
+        return plan, plans.stored_args(plan, accept_changes=bool(args.ray_config))
     spec = Spec(tuple(args.gin_config or DEFAULT_GIN), tuple(args.gin_param))
-    name = args.ray_config or "single_run"
-    given = plans.exp_args(name)
+    name = (args.ray_config or "single_run").removesuffix(".py")
+    given = plans.exp_args(name, args.settings)
     given["checkpoint_at_end"] |= args.checkpoint_at_end
     variants = None
-    if plans.is_drawn(given["config"]):
-        from selfstudy.study import variants
-    plan = plans.make(args.exp_id or plans.fresh_id(), spec, name, given, variants)
+    if plans.is_drawn(given["config"]) and not given["search_alg"]:
+        from selfstudy.search import variants
+    exp_id = args.exp_id or plans.fresh_id()
+    plan = plans.make(exp_id, spec, name, given, variants, args.settings)
     if not (args.dry_run or args.print_config):
         refuse_existing(plan)
-    return plan
+    return plan, given
 
 
 def refuse_existing(plan: Plan) -> None:
@@ -82,13 +87,19 @@ def refuse_existing(plan: Plan) -> None:
 
 
 def _stored(args: argparse.Namespace) -> Plan:
+    from util.mirror import Mirror
+
     if not args.exp_id:
         raise UserError("--resume needs the experiment: python main.py -e EXP_ID --resume")
+    if (mirror := Mirror.from_environment()) and mirror.has(args.exp_id):
+        print(f"{mirror.download(args.exp_id)} files from the mirror", file=sys.stderr)
     plan = Plan.stored(args.exp_id)
+    ray_config = args.ray_config and args.ray_config.removesuffix(".py")
     for flag, came, was in (
-        ("-r", args.ray_config, plan.ray),
+        ("-r", ray_config, plan.ray),
         ("-g", tuple(args.gin_config), plan.spec.gin),
         ("-p", tuple(args.gin_param), plan.spec.params),
+        ("--set", tuple(args.settings), plan.settings),
     ):
         if came and came != was:
             raise UserError(
@@ -98,118 +109,146 @@ def _stored(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def checked(plan: Plan, build: bool) -> tuple[list[float], dict[str, str]]:
-    """Check every trial before anything starts; returns the rounds of each, and data hashes."""
+def checked(plan: Plan, given: dict[str, Any], prepare: bool) -> list:
+    """Check every trial before anything starts, and the corners of what a search may try.
+
+    Returns:
+        What `trial.check` found, a row each; for a search the last one stands for the rest.
+    """
     from selfstudy import trial
 
-    parts = [trial.check(plan.spec, row.overrides, build) for row in plan.rows]
-    data = {name: digest for part in parts for name, digest in part.get("data", {}).items()}
-    return [part["scheduler"]["milestones"][-1] for part in parts], data
+    def check(overrides: dict[str, Any]) -> Any:
+        return trial.check(plan.spec, overrides, prepare=prepare)
+
+    found = [check(row.overrides) for row in plan.rows]
+    if given["search_alg"] or given["scheduler"]:
+        from selfstudy import search
+
+        others = search.corners(given["config"]) if given["search_alg"] else []
+        base = others[0] if others else plan.rows[0].overrides if plan.rows else {}
+        others += [base | few for few in search.mutated(search.scheduler(given))]
+        rest = [check(overrides) for overrides in others]
+        metrics = (found + rest)[0].metrics
+        plan.exp_args |= {key: search.check(given, metrics or _ASSUMED)[key]
+                          for key in ("metric", "mode")}  # fmt: skip
+        found += rest[:1] if len(plan.rows) < plan.total else []
+    return found
 
 
-def show_plan(
-    plan: Plan, rounds: list[float], resources: dict[str, float], gpus: float
-) -> None:
+_ASSUMED = ("mean_accuracy", "valid_accuracy", "train_accuracy", "train_loss", "total_s")
+
+
+def show_plan(plan: Plan, found: list, resources: dict[str, float], gpus: float) -> None:
     """Print the trials with what varies between them, and what each asks for."""
-    names = plan.varying() or sorted({name for row in plan.rows for name in row.overrides})
-    rows = [[row.name, *(row.overrides.get(name, "") for name in names), f"{count:g}"]
-            for row, count in zip(plan.rows, rounds, strict=True)]  # fmt: skip
-    print(table(rows, ["trial", *names, "rounds"]))
-    asked = ", ".join(f"{name} {amount:g}" for name, amount in resources.items())
+    from selfstudy import disk
+
+    rounds = [item.rounds for item in found]
+    if plan.rows:
+        print(summary.plan_table(plan, rounds[: len(plan.rows)]))
+    more = plan.total - len(plan.rows)
+    if more:
+        print(f"{more} trials that a search will choose ({plan.exp_args['search_alg']})")
     side = plans.at_once(resources, cpus(), gpus)
-    print(f"{len(plan.rows)} trials, each {asked}; {side} at once; results in {plan.folder}")
+    print(f"{plan.total} trials, {plans.packing(resources, cpus(), gpus)}; "
+          f"results in {plan.folder}")  # fmt: skip
+    if found[0].bytes:
+        print(disk.check_room(plan, disk.estimate(plan, found[0].bytes, rounds[0])))
+    total = sum(rounds[: len(plan.rows)]) + more * rounds[-1]
+    print(summary.duration(plan, total, side))
 
 
-def show_results(plan: Plan, failed: dict[str, str], seconds: float) -> None:
-    """The final table: accuracies and folders."""
-    names = plan.varying()
-    metrics = ["train_accuracy", "valid_accuracy", "test_accuracy"]
-    rows = []
-    for row in plan.rows:
+def shown(plan: Plan, found: list) -> dict[str, Shown]:
+    """The trials as the progress shows them."""
+    statuses, trials = plan.statuses(), {}
+    for row, item in zip(plan.rows, found, strict=False):
         last = plan.last(row)
-        shown = [f"{last[name]:.4f}" if last.get(name) is not None else "-" for name in metrics]
-        state = "failed" if row.name in failed else "done" if last.get("done") else "unfinished"
-        rows.append([row.name, *(row.overrides.get(name, "") for name in names),
-                     f"{last.get('round', 0):g}", *shown, state])  # fmt: skip
-    print()
-    print(table(rows, ["trial", *names, "rounds", "train", "valid", "test", "state"]))
-    print(f"\n{clock(seconds)} in all; trial folders below {plan.folder}")
-    for name, why in failed.items():
-        print(f"{name} failed: {printable(why)} (see {name}/error.txt)")
+        status = statuses[row.name]
+        status = status if status in ("done", "stopped", "diverged") else "planned"
+        trials[row.name] = Shown(
+            row.overrides, item.rounds, last.get("round", 0), status, last
+        )  # fmt: skip
+    return trials
 
 
-def next_commands(plan: Plan) -> list[str]:
-    """Command lines that follow naturally."""
-    many, saved = len(plan.rows) > 1, plan.exp_args["checkpoint_at_end"]
-    lines = []
-    if saved:
-        names = "-".join(f"{{cfg[{name}]}}" for name in plan.varying())
-        template = f" -p '{names}'" if many else ""
-        lines.append(f"python misc/move_snapshots.py -e {plan.exp_id}{template} -m")
-    if saved and not many:
-        # The experiment's name stands for its only snapshot, moved or not.
-        files = "" if plan.spec.gin == DEFAULT_GIN else f" -g {shlex.join(plan.spec.gin)}"
-        weights = f'Wrapper.pretrained = "{plan.exp_id}"'
-        lines.append(f"python main.py{files} -p {shlex.join([*plan.spec.params, weights])}")
-    if not many:
-        lines += [
-            "python main.py -e grid -r grid_search -g digits/r9/classify",
-            "python main.py -g fashion/r9/classify",
-            "python main.py -g cifar/r9/classify -p 'dataloader.batch_size=128'",
-        ]
-    return lines
-
-
-def execute(
-    plan: Plan, rounds: list[float], data: dict[str, str], args: argparse.Namespace
-) -> int:
+def execute(plan: Plan, given: dict[str, Any], found: list, args: argparse.Namespace) -> int:
     """Run the unfinished trials; returns the exit code."""
     from selfstudy import trial
 
-    wanted = plan.exp_args["resources_per_trial"]
     start = time.monotonic()
-    with plan.lock():
+    with plan.lock(), Interrupts(plan.folder) as interrupts:
         if not args.resume:
             refuse_existing(plan)
+            data = {name: digest for item in found for name, digest in item.data.items()}
             plan.write(data, trial.devices())
-        left = {row.name for row in plan.unfinished()}
-        todo = sum(
-            count - plan.last(row).get("round", 0)
-            for row, count in zip(plan.rows, rounds, strict=True)
-            if row.name in left
-        )
+        left = len(plan.unfinished()) + plan.total - len(plan.rows)
         if args.resume:
-            print(f"resuming {len(plan.rows)} trials: {len(plan.rows) - len(left)} done, "
-                  f"{len(left)} to run")  # fmt: skip
+            print(f"resuming {plan.total} trials: {plan.total - left} done, {left} to run")
+        plan.begin()
         runner = _local if args.local_mode else _ray
-        quiet = args.quiet or plan.exp_args["verbose"] == 0
-        with Progress(len(left), todo, quiet) as progress:
-            failed = runner(plan, progress, wanted, args) if left else {}
-    show_results(plan, failed, time.monotonic() - start)
-    if failed:
-        return 3
-    if lines := next_commands(plan):
+        failed: dict[str, str] = {}
+        unsaved: dict[str, str] = {}
+        if left:
+            failed, unsaved = runner(plan, given, found, interrupts, args)
+        code = interrupts.code or (3 if failed or unsaved or _diverged(plan) else 0)
+        plan.note("end", code=code)
+    print(f"\n{summary.results(plan, failed, time.monotonic() - start)}")
+    if interrupts.code:
+        print(f"\n{_stopped(plan)}", file=sys.stderr)
+        return interrupts.code
+    if interrupts.stopping:
+        print(f"\nthe time budget is used; {_stopped(plan)}")
+    if plan.total > 1 and (best := summary.best(plan)):
+        print(f"\n{best}")
+    for name, why in unsaved.items():
+        print(f"{name}: its last checkpoint is missing: {why}")
+    if not code and (lines := summary.next_commands(plan, DEFAULT_GIN)):
         print("\nnext:", *lines, sep="\n  ")
-    return 0
+    return code
 
 
-def _local(plan: Plan, progress: Progress, wanted: dict, args: argparse.Namespace) -> dict:
+def _diverged(plan: Plan) -> bool:
+    return any(status == "diverged" for status in plan.statuses().values())
+
+
+def _stopped(plan: Plan) -> str:
+    return f"interrupted; continue with: python main.py -e {plan.exp_id} --resume"
+
+
+def _progress(plan: Plan, found: list, args: argparse.Namespace, slots: str = "") -> Trials:
+    metric, mode = plan.objectives[0]
+    quiet = args.quiet or plan.exp_args["verbose"] == 0
+    return Trials(
+        shown(plan, found), total=plan.total, metric=metric, mode=mode, quiet=quiet, slots=slots
+    )
+
+
+def _local(plan, given, found, interrupts, args) -> tuple[dict, dict]:
     from selfstudy import solo, trial
 
+    wanted = plan.exp_args["resources_per_trial"]
     resources, notes = plans.fit_resources(wanted, cpus(), trial.gpus())
-    for note in notes:
-        progress.say(note)
-    return solo.run(plan, progress, resources)
+    with _progress(plan, found, args) as progress:
+        interrupts.say = progress.say
+        for note in notes:
+            progress.say(note)
+        return solo.run(plan, progress, resources, interrupts)
 
 
-def _ray(plan: Plan, progress: Progress, wanted: dict, args: argparse.Namespace) -> dict:
+def _ray(plan, given, found, interrupts, args) -> tuple[dict, dict]:
     from selfstudy import study
 
     try:
-        resources, notes = plans.fit_resources(wanted, *study.start(args.address, args.quiet))
-        for note in notes:
-            progress.say(note)
-        return study.run(plan, progress, resources, args.quiet)
+        have = study.start(args.address, args.quiet, plan.folder)
+        interrupts.listen()
+        resources, notes = plans.fit_resources(plan.exp_args["resources_per_trial"], *have)
+        most = plans.at_once(resources, *have)
+        slots = f"CPU {have[0]:g}" + (f" GPU {have[1]:g}" if have[1] else "")
+        with _progress(plan, found, args, slots) as progress:
+            interrupts.say = progress.say
+            for note in notes:
+                progress.say(note)
+            return study.run(plan, given, progress, resources, interrupts, args.quiet, most,
+                             found[-1].rounds if found else 0)  # fmt: skip
     finally:
         study.stop()
 
@@ -220,30 +259,44 @@ def main() -> int:
     args = parser().parse_args()
     if args.local_mode and args.address:
         raise UserError("-l runs without Ray and -a on a cluster: leave one of them out")
-    plan = planned(args)
+    if not args.local_mode:
+        args.address = args.address or os.environ.get("RAY_ADDRESS")
+    plan, given = planned(args)
+    if args.local_mode and plan.is_ranked:
+        raise UserError(
+            f"-l runs one trial after another, and {plan.ray} compares trials as they run: "
+            "leave -l out, or add --set scheduler=None search_alg=None"
+        )
     from selfstudy import trial  # torch takes seconds; a wrong flag is answered without it
 
     if args.print_config:
-        print(text_of(trial.check(plan.spec, plan.rows[0].overrides, build=False)))
+        overrides = plan.rows[0].overrides if plan.rows else {}
+        print(text_of(trial.check(plan.spec, overrides, build=False).parts))
         return 0
-    rounds, data = checked(plan, build=not args.dry_run)
+    found = checked(plan, given, prepare=not args.dry_run)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
+    gpus = 0 if args.address else trial.gpus()
     if not args.address:
-        resources, _ = plans.fit_resources(resources, cpus(), trial.gpus())
+        resources, _ = plans.fit_resources(resources, cpus(), gpus)
     elif not args.dry_run:
         from selfstudy import study
 
         study.check_address(args.address)
     if args.dry_run:
-        show_plan(plan, rounds, resources, 0 if args.address else trial.gpus())
+        show_plan(plan, found, resources, gpus)
         return 0
-    print(f"experiment {plan.exp_id}: {len(plan.rows)} trials, in {plan.folder}")
+    print(f"experiment {plan.exp_id}: {plan.total} trials, in {plan.folder}")
+    if plan.total > 1:
+        print(plans.packing(resources, cpus(), gpus))
+    if found:
+        from selfstudy import disk
+
+        print(disk.check_room(plan, disk.estimate(plan, found[0].bytes, found[0].rounds)))
     try:
-        return execute(plan, rounds, data, args)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; continue with: python main.py -e {plan.exp_id} --resume",
-              file=sys.stderr)  # fmt: skip
-        return 130
+        return execute(plan, given, found, args)
+    except (KeyboardInterrupt, Interrupted) as error:
+        print(f"\n{_stopped(plan)}", file=sys.stderr)
+        return getattr(error, "code", 130)
 
 
 if __name__ == "__main__":

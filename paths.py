@@ -17,11 +17,13 @@ EXP_DIR = Path(os.environ.get("SELFSTUDY_EXP") or ROOT / "exp").absolute()
 # An experiment's own files.
 PLAN = "plan.json"
 ENVIRONMENT = "environment.json"
+JOURNAL = "journal.jsonl"  # what happened, a line each
 # A trial's files.
 PARAMS = "params.json"
 CONFIG = "config.gin"
 RESULT = "result.json"
 ERROR = "error.txt"
+WRITER = ".writer"  # which process may write to the folder
 # A checkpoint's files; the card is written last and marks it as complete.
 CHECKPOINT = "checkpoint_"
 SNAPSHOT = "snapshot"

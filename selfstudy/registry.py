@@ -15,6 +15,7 @@ from util.errors import UserError, nearest
 
 T = TypeVar("T")
 PACKAGES = ("datasets", "tasks", "models", "methods")
+JOBS = ("session", "simulation")  # what `trial.job` may name
 
 _known: dict[str, dict[str, type]] = defaultdict(dict)
 
@@ -62,4 +63,5 @@ def discover() -> None:
         found = importlib.import_module(f"selfstudy.{package}")
         for module in sorted(info.name for info in pkgutil.iter_modules(found.__path__)):
             importlib.import_module(f"selfstudy.{package}.{module}")
-    importlib.import_module("selfstudy.session")
+    for job in JOBS:
+        importlib.import_module(f"selfstudy.{job}")

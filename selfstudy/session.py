@@ -12,7 +12,7 @@ import torch
 from selfstudy import optim, registry, snapshot
 from selfstudy.augment import augment
 from selfstudy.loader import Loader, dataloader
-from selfstudy.registry import Names
+from selfstudy.registry import Names, register
 from selfstudy.types import Batch
 from util import meters
 from util.errors import UserError
@@ -27,6 +27,7 @@ def derived_seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
+@register("job", "session")
 @gin.configurable("session", denylist=["device"])
 class Session:
     """Trains a model on a task; knows nothing of Ray, command lines or folders.
@@ -69,13 +70,6 @@ class Session:
         seed: int = 0,
     ):
         self.device = torch.device(device)
-        for name, iters in (
-            ("train", train_iters),
-            ("valid", valid_iters),
-            ("test", test_iters),
-        ):
-            if iters < -1 or (name == "train" and iters == 0):
-                raise UserError(f"session.{name}_iters = {iters}: -1 is all, else a number")
         self.iters = dict(zip(SPLITS, (train_iters, valid_iters, test_iters), strict=True))
         for split, iters in self.iters.items():
             if iters < -1 or (split == "train" and iters == 0):
@@ -110,10 +104,13 @@ class Session:
         if restore_session:
             self.load_state_dict(snapshot.resolve(restore_session).state())
 
-    def rehearse(self) -> None:
+    def rehearse(self) -> list[str]:
         """One step on made-up rows, to find before a long run what cannot work.
 
         For a session on the device 'meta', which knows shapes and computes nothing.
+
+        Returns:
+            The metrics that each round will have.
 
         Raises:
             Exception: whatever building or running the parts raises.
@@ -128,9 +125,10 @@ class Session:
         batch = self.task.prepare(batch, None)
         loss, metrics = self.task.evaluate(batch, self.model(batch))
         loss.backward()
-        self.schedule.check_metric(
-            [f"{split}_{name}" for split in self.loaders for name in metrics]
-        )
+        self.optimizer.step()  # makes the state that a checkpoint will hold
+        names = [f"{split}_{name}" for split in self.loaders for name in metrics]
+        self.schedule.check_metric(names)
+        return names
 
     def _loader(self, dataset: str, split: str) -> Loader:
         data = registry.get("dataset", dataset)(split)
@@ -273,6 +271,18 @@ class Session:
         self.rounds_done = state["rounds_done"]
         self.steps = state["steps"]
         self.best_accuracy = state["best_accuracy"]
+
+    def adopt(self, state: dict) -> None:
+        """Continue another run's state under this configuration's own optimizer settings.
+
+        Population based training does so; plainly loaded, the other run's weight decay,
+        momentum and so on would come along.
+        """
+        own = [{key: item for key, item in group.items() if key not in ("params", "lr")}
+               for group in self.optimizer.param_groups]  # fmt: skip
+        self.load_state_dict(state)
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -1,38 +1,62 @@
 """All trials of a plan in this process, one after another, without Ray."""
 
-from selfstudy.plan import Plan
-from selfstudy.trial import Rules, Trial, note_failure, use_threads
-from util.progress import Progress
+from selfstudy.interrupt import Interrupts
+from selfstudy.plan import Plan, Row
+from selfstudy.trial import Rules, Trial, note_failure, use_share
+from util.progress import Trials
 
 
-def run(plan: Plan, progress: Progress, resources: dict[str, float]) -> dict[str, str]:
-    """Run the unfinished trials; returns the failed ones with the first line of why.
+def run(
+    plan: Plan, progress: Trials, resources: dict[str, float], interrupts: Interrupts
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Run the unfinished trials.
 
     Args:
         plan: as written to disk.
         progress: told of each round.
         resources: of one trial; its CPUs are the number of threads.
+        interrupts: tells when to stop.
+
+    Returns:
+        The failed trials with why, and those whose last checkpoint could not be written.
     """
-    use_threads(resources.get("cpu", 1))
+    use_share(resources)
     device = None if resources.get("gpu") else "cpu"
-    failed = {}
+    failed, unsaved = {}, {}
     for row in plan.unfinished():
+        if interrupts.stopping:
+            break
+        plan.note("trial", name=row.name, status="started", why=None, round=0)
+        progress.start(row.name)
+        status, why, last = "done", None, {}
         try:
-            _run_one(plan, row.name, row.overrides, progress, device)
-            progress.end(row.name)
+            last = _run_one(plan, row, progress, device, interrupts)
+            if last.get("diverged"):
+                status, why = "diverged", f"its loss was {last.get('train_loss')}"
+            elif last.get("interrupted"):
+                status = "interrupted"
+            if last.get("unsaved"):
+                unsaved[row.name] = last["unsaved"]
         except Exception as error:  # a trial's failure must not take the others along
-            failed[row.name] = note_failure(plan.folder / row.name, error)
-            progress.end(row.name, failed[row.name])
-    return failed
+            status = "failed"
+            why = failed[row.name] = note_failure(plan.folder / row.name, error)
+        plan.note("trial", name=row.name, status=status, why=why, round=last.get("round", 0))
+        progress.end(row.name, status, why)
+    return failed, unsaved
 
 
 def _run_one(
-    plan: Plan, name: str, overrides: dict, progress: Progress, device: str | None
-) -> None:
-    rules = Rules(**plan.rules)
-    trial = Trial(plan.spec, overrides, plan.folder / name, rules, plan.command, device)
+    plan: Plan, row: Row, progress: Trials, device: str | None, interrupts: Interrupts
+) -> dict:
+    trial = Trial(
+        plan.spec, row.overrides, plan.folder / row.name, Rules(**plan.rules), plan.command,
+        device, lambda: interrupts.stopping,
+    )  # fmt: skip
     if plan.exp_args["verbose"] > 1:
         print(trial.config)
-    while not trial.done:
-        result = trial.step(lambda *at: progress.partial(name, *at))
-        progress.round(name, result)
+    result = trial.result
+    while not trial.done and not result.get("interrupted"):
+        result = trial.step(lambda *at: progress.partial(row.name, *at))
+        if not result.get("interrupted"):
+            progress.round(row.name, result)
+    return result

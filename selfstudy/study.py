@@ -1,85 +1,117 @@
-"""The Ray side: the only module of the package that imports Ray.
+"""The Ray side: trials as actors, a cluster, and what to do when something dies.
 
 Ray schedules and restarts; it records nothing that is ever read back. Each trial writes its
 own folder (`trial.py`), and a worker that dies is continued from the newest checkpoint that
-verifies there. What is left to do is read from the plan, never from Ray's own state.
+verifies there. What is left to do is read from the manifest, never from Ray's own state.
 """
 
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import socket
+import stat
 import sys
+import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+# ruff: isort: off
+from selfstudy import rayenv  # noqa: F401  (before Ray)
+# ruff: isort: on
 
-import numpy as np
 import ray
 from ray import tune
-from ray.tune.search.variant_generator import generate_variants
+from ray.tune.schedulers import FIFOScheduler
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import paths
+from selfstudy import disk, search
 from selfstudy import plan as plans
-from selfstudy.trial import Rules, Trial, note_failure, use_threads
+from selfstudy.interrupt import Interrupts
+from selfstudy.trial import Rules, Superseded, Trial, again, note_failure, use_share
+from util import checkpoints
 from util.environment import cpus
-from util.errors import UserError
-from util.progress import Progress
+from util.errors import UserError, cause
+from util.mirror import Mirror
+from util.progress import Trials
 
 TOKEN = Path("~/.ray/auth_token").expanduser()
-FORWARDED = ("SELFSTUDY_DATA", "SELFSTUDY_EXP", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-
-
-def variants(config: dict[str, Any], samples: int, seed: int = 0) -> list[dict[str, Any]]:
-    """All trials of a search space: the grid, `samples` times, with its random values drawn."""
-    random = np.random.RandomState(seed)
-    return [
-        drawn
-        for _ in range(samples)
-        for _, drawn in generate_variants(config, random_state=random)
-    ]
+FORWARDED = (
+    "SELFSTUDY_DATA", "SELFSTUDY_EXP", "SELFSTUDY_MIRROR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+)  # fmt: skip
+OWN = "selfstudy"  # the key of a worker's configuration that is no gin name
+HOUSEKEEPING = 10.0  # seconds between two looks at the quota and the mirror
 
 
 class Worker(tune.Trainable):
     """One trial inside a Ray actor; the next trial reuses the actor."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Build trial number `config['number']` of the plan in `config['folder']`."""
+        """Build the trial that Ray's trial is named after.
+
+        The configuration has `selfstudy` (the experiment's folder, resources, quiet) and, in
+        population based training, gin names with the values that hold now.
+        """
+        about = config[OWN]
+        logging.getLogger("ray").setLevel(logging.WARNING)  # not each checkpoint is news
         self._quiet = contextlib.ExitStack()
-        if config["quiet"]:
+        if about["quiet"]:
             nowhere = self._quiet.enter_context(open(os.devnull, "w"))
             self._quiet.enter_context(contextlib.redirect_stdout(nowhere))
             self._quiet.enter_context(contextlib.redirect_stderr(nowhere))
-        plan = plans.Plan.read(Path(config["folder"]))
-        row = plan.rows[config["number"]]
-        self._folder = plan.folder / row.name
-        use_threads(config["cpus"])
+        plan = plans.Plan.read(Path(about["folder"]))
+        # The name, since population based training copies configurations between trials.
+        row = next(row for row in plan.rows if row.name == self.trial_name)
+        overrides = row.overrides | {key: item for key, item in config.items() if "." in key}
+        self._folder, self._metrics = plan.folder / row.name, plan.objectives
+        self._failed: str | None = None
+        self._trial: Trial | None = None
+        use_share(about["resources"])
         self._trial = self._noting(
             lambda: Trial(
-                plan.spec, row.overrides, self._folder, Rules(**plan.rules), plan.command
-            )
+                plan.spec,
+                overrides,
+                self._folder,
+                Rules(**plan.rules),
+                plan.command,
+                stopping=(plan.folder / ".stop").exists,
+            )  # fmt: skip
         )
-
-        if plan.exp_args["verbose"] > 1:
+        if self._trial and plan.exp_args["verbose"] > 1:
             print(self._trial.config)
 
     def step(self) -> dict[str, Any]:
-        """One round."""
-        return dict(self._noting(self._trial.step))
+        """One round; `failed` and `interrupted` tell of one that was none."""
+        if not self._failed:
+            result = self._noting(self._trial.step)
+            if result is not None:
+                if result.get("interrupted"):
+                    time.sleep(0.2)  # Ray asks again until the experiment ends
+                    return self._without_round(interrupted=True)
+                return dict(result) | {"ended": result["done"]}
+        return self._without_round(failed=self._failed, done=True)
 
-    def _noting(self, act):
+    def _without_round(self, **what: Any) -> dict[str, Any]:
+        """A result that schedulers can read though there was no round."""
+        last = self._trial.result if self._trial else {}
+        empty = {metric: float("nan") for metric, _ in self._metrics}
+        return empty | {"training_iteration": 0} | dict(last) | {"ended": False} | what
+
+    def _noting(self, act: Callable[[], Any]) -> Any:
+        """Do it; what fails is kept, and raised only where another try may help."""
         try:
             return act()
-        except Exception as error:
-            note_failure(self._folder, error)
+        except Superseded:
             raise
+        except Exception as error:
+            self._failed = note_failure(self._folder, error)
+            if again(error):
+                raise
+        return None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial in the same process; `Trial` clears gin and seeds everything."""
@@ -89,51 +121,163 @@ class Worker(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Our own checkpoint, in the trial's folder; Ray gets its path."""
-        return {"folder": str(self._trial.save(self._trial.result))}
+        if self._trial and self._trial.result and not self._failed:
+            self._noting(self._trial.save_last)
+        found = checkpoints.checkpoints(self._folder)
+        return {"folder": str(found[0]) if found else ""}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Nothing to do: `setup` continues from the newest checkpoint in the folder."""
+        """Take over another trial's state; from its own, `setup` has continued already."""
+        folder = Path(checkpoint["folder"] or self._folder / "none")
+        if folder.parent != self._folder and self._trial:
+            self._noting(lambda: self._trial.adopt(folder))
 
     def cleanup(self) -> None:
         """Close what the trial writes to."""
-        if hasattr(self, "_trial"):
+        if self._trial:
             self._trial.close()
         self._quiet.close()
 
 
 class _Watch(tune.Callback):
-    """Tells the progress what Ray's trials do."""
+    """Writes down and shows what Ray's trials do."""
 
-    def __init__(self, plan: plans.Plan, progress: Progress):
-        self.plan, self.progress = plan, progress
+    def __init__(self, plan: plans.Plan, progress: Trials, interrupts: Interrupts):
+        self.plan, self.progress, self.interrupts = plan, progress, interrupts
         self.failed: dict[str, str] = {}
+        self.unsaved: dict[str, str] = {}
+        self.running: set[str] = set()
+        self.saved: set[str] = set()
+        self.mirror = Mirror.from_environment()
+        self.told_memory = False
+        self.looked = time.monotonic()
+        budget = plan.exp_args["time_budget_s"]
+        self.deadline = None if budget is None else time.monotonic() + budget
 
-    def _name(self, trial) -> str:
-        return self.plan.rows[trial.config["number"]].name
+    def __getstate__(self) -> dict:
+        return {}  # Ray stores its callbacks
+
+    def _end(self, name: str, status: str, why: str | None, result: dict) -> None:
+        self.running.discard(name)
+        number = result.get("round", 0)
+        self.plan.note("trial", name=name, status=status, why=why, round=number)
+        self.progress.end(name, status, why)
+
+    def setup(self, **info) -> None:
+        """Take SIGUSR1 back, which Ray has just taken whatever its settings say."""
+        self.interrupts.listen()
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        """Now and then: the time budget, the quota, a sign of life, the mirror."""
+        now = time.monotonic()
+        if self.deadline is not None and now > self.deadline:
+            self.interrupts.stop("the time budget is used: running trials save and end")
+        if now - self.looked < HOUSEKEEPING:
+            return
+        self.looked = now
+        self.plan.beat()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Keep to the quota, and bring the mirror up to date."""
+        for folder in disk.enforce(self.plan):
+            self.progress.say(f"{checkpoints.short_name(folder)} deleted: the quota is used")
+        if self.mirror:
+            try:
+                self.mirror.upload(self.plan.folder)
+            except OSError as error:
+                self.progress.say(f"the mirror was not reached: {cause(error)}")
+
+    def on_trial_start(self, iteration, trials, trial, **info) -> None:
+        name = str(trial)
+        if name not in self.running:
+            self.plan.note("trial", name=name, status="started", why=None, round=0)
+            self.progress.start(name)
+        self.running.add(name)
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        self.progress.round(self._name(trial), result)
+        name = str(trial)
+        if result.get("interrupted"):
+            self.saved.add(name)
+        elif not result.get("failed"):
+            self.progress.round(name, result | {"done": result["ended"]})
+            self._unsaved(name, result.get("unsaved"))
+            self._memory(name, result)
+
+    def _unsaved(self, name: str, why: str | None) -> None:
+        if why and name not in self.unsaved:
+            self.progress.say(f"{name}: NO CHECKPOINT could be written: {why}; it goes on")
+        if why:
+            self.unsaved[name] = why
+        else:
+            self.unsaved.pop(name, None)
+
+    def _memory(self, name: str, result: dict[str, Any]) -> None:
+        """Say once what share of a GPU a trial really takes."""
+        share = self.plan.exp_args["resources_per_trial"].get("gpu", 0)
+        if "gpu_peak_mb" in result and share and not self.told_memory:
+            self.told_memory = True
+            text = plans.gpu_fit(result["gpu_peak_mb"], result["gpu_total_mb"], share)
+            self.progress.say(f"{name}: {text}")
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
-        name = self._name(trial)
-        self.progress.say(f"{name}: {_why(self.plan.folder / name)}; it continues")
+        name = str(trial)
+        why = _why(self.plan.folder / name, trial.last_result or {})
+        self.plan.note("trial", name=name, status="retried", why=why, round=0)
+        self.progress.retry(name, why)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self.progress.end(self._name(trial))
+        name, result = str(trial), trial.last_result or {}
+        if why := result.get("failed"):
+            self.failed[name] = why
+            self._end(name, "failed", why, result)
+        elif result.get("diverged"):
+            self._end(name, "diverged", f"its loss was {result.get('train_loss')}", result)
+        elif not result.get("interrupted"):
+            self._end(name, "done" if result.get("ended") else "stopped", None, result)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        name = self._name(trial)
-        self.failed[name] = _why(self.plan.folder / name)
-        self.progress.end(name, self.failed[name])
+        name = str(trial)
+        self.failed[name] = _why(self.plan.folder / name, trial.last_result or {})
+        self._end(name, "failed", self.failed[name], trial.last_result or {})
+
+    def end(self) -> None:
+        """Note what was left running when the experiment was stopped."""
+        why = None if self.interrupts.stopping else "the experiment ended"
+        rows = {row.name: row for row in self.plan.rows}
+        for name in sorted(self.running):
+            self._end(name, "interrupted", why, self.plan.last(rows[name]))
+        self.tidy()
 
 
-def _why(folder: Path) -> str:
+class _Stop(tune.Stopper):
+    """Ends the experiment once the trials that were asked to stop have saved."""
+
+    def __init__(self, watch: _Watch):
+        self.watch = watch
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never a single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end."""
+        asked = self.watch.interrupts
+        return asked.stopping and (asked.overdue or self.watch.running <= self.watch.saved)
+
+
+def _why(folder: Path, last: dict[str, Any]) -> str:
     """Why a trial ended: the last line of its traceback, which a killed worker cannot leave."""
-    try:
+    with contextlib.suppress(OSError):
         lines = (folder / paths.ERROR).read_text(encoding="utf-8").strip().splitlines()
-    except OSError:
-        return "its worker died"
-    return lines[-1] if lines else "unknown"
+        if lines:
+            return lines[-1]
+    used = last.get("memory_mb")
+    memory = f"; it had used {used / 1024:.1f} GiB" if used else ""
+    return f"its worker died, killed or out of memory{memory}"
 
 
 def check_address(address: str) -> None:
@@ -154,11 +298,37 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def start(address: str | None, quiet: bool) -> tuple[float, float]:
+def keep_token() -> str | None:
+    """See to the token that Ray's processes know each other by; returns what was mended.
+
+    A new one is made where there is none; one that others could read is closed to them.
+    """
+    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+        return None
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        path.chmod(0o600)
+        return f"{path} could be read by others: its mode is 0600 now"
+    return None
+
+
+def start(address: str | None, quiet: bool, folder: Path) -> tuple[float, float]:
     """Start Ray here, or connect to a cluster; returns its CPUs and GPUs.
 
+    Args:
+        address: of a running cluster, or None.
+        quiet: nothing that workers print.
+        folder: the experiment's, which all nodes must see.
+
     Raises:
-        UserError: no cluster answers at `address`, or it refuses our token.
+        UserError: no cluster answers at `address`, it refuses our token, or it has nodes that
+            do not share the folders.
     """
     # Workers put the driver's folder first on their path: a file of the user's called util.py
     # there would replace ours.
@@ -169,57 +339,148 @@ def start(address: str | None, quiet: bool) -> tuple[float, float]:
     if address:
         forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
         options |= {"address": address, "runtime_env": {"env_vars": forwarded}}
-        if TOKEN.exists():  # Ray looks for it only when it starts a cluster itself
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
     else:
         options |= {"address": "local", "num_cpus": cpus(), "include_dashboard": False}
+    if mended := keep_token():
+        print(mended, file=sys.stderr)
     try:
         ray.init(**options)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         where = f"no Ray cluster at '{address}'" if address else "Ray does not start here"
         raise UserError(f"{where}: {first}") from None
+    if address:
+        _check_shared([folder, paths.DATA_DIR])
     have = ray.cluster_resources()
     return have.get("CPU", 0.0), have.get("GPU", 0.0)
 
 
+def _look(path: str, text: str) -> bool:
+    """Whether this node sees a file with this text."""
+    try:
+        return Path(path).read_text() == text
+    except OSError:
+        return False
+
+
+def _check_shared(folders: list[Path]) -> None:
+    """Refuse a cluster whose nodes do not all see the folders.
+
+    Raises:
+        UserError: which node lacks which folder, or cannot run our code.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    for folder in folders if nodes else ():
+        mark, text = folder / f".shared-{uuid.uuid4().hex}", uuid.uuid4().hex
+        mark.write_text(text)
+        try:
+            for node in nodes:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                asked = look.options(scheduling_strategy=there).remote(str(mark), text)
+                if not ray.get(asked, timeout=60):
+                    raise UserError(
+                        f"node {node['NodeManagerAddress']} does not see {folder}: put it on a "
+                        "shared file system and set SELFSTUDY_EXP and SELFSTUDY_DATA to that"
+                    )
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"node {node['NodeManagerAddress']} cannot run selfstudy ({cause(error)}): "
+                "install the project there in the same folder"
+            ) from None
+        finally:
+            mark.unlink(missing_ok=True)
+
+
 def run(
-    plan: plans.Plan, progress: Progress, resources: dict[str, float], quiet: bool
-) -> dict[str, str]:
-    """Run the unfinished trials on the Ray that `start` reached; returns the failed ones."""
+    plan: plans.Plan,
+    given: dict[str, Any],
+    progress: Trials,
+    resources: dict[str, float],
+    interrupts: Interrupts,
+    quiet: bool,
+    at_once: int,
+    rounds: float = 0,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Run the unfinished trials on the Ray that `start` reached.
+
+    Args:
+        plan: as written to disk.
+        given: the ray config's entries, with its scheduler, search algorithm and space.
+        progress: told of everything.
+        resources: of one trial.
+        interrupts: tells when to stop.
+        quiet: nothing that workers print.
+        at_once: trials that fit side by side.
+        rounds: length of a trial that a search adds.
+
+    Returns:
+        The failed trials with why, and those whose last checkpoint could not be written.
+    """
     todo = {row.name for row in plan.unfinished()}
     numbers = [number for number, row in enumerate(plan.rows) if row.name in todo]
+    scheduler, inner = search.scheduler(given) or FIFOScheduler(), search.searcher(given)
+    watch = _Watch(plan, progress, interrupts)
+    most = min(at_once, given["max_concurrent"] or at_once)
+    space: dict[str, Any] = {
+        OWN: {"folder": str(plan.folder), "resources": resources, "quiet": quiet},
+        "number": tune.grid_search(numbers),
+    }
+    samples, algorithm = 1, None
+    if inner:
+        algorithm = search.Search(
+            plan, inner, given["config"], numbers, most,
+            lambda row: progress.add(row.name, row.overrides, rounds),
+            lambda: interrupts.stopping,
+        )  # fmt: skip
+        samples = len(numbers) + plan.total - len(plan.rows)
+        del space["number"]
+    space |= _mutable(plan, scheduler)
+    if getattr(scheduler, "_metric", None) is None:
+        scheduler.set_search_properties(*plan.objectives[0])
+    search.remember(plan, scheduler, lambda trial: trial.config["number"])
     record = plan.folder / ".ray"
-    watch = _Watch(plan, progress)
+    # Ray prepares so many trials ahead; a search should know the results of the others first.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1" if inner else str(max(2, most))
     tuner = tune.Tuner(
         tune.with_resources(Worker, resources),
-        param_space={
-            "folder": str(plan.folder),
-            "number": tune.grid_search(numbers),
-            "cpus": resources.get("cpu", 1),
-            "quiet": quiet,
-        },
+        param_space=space,
         tune_config=tune.TuneConfig(
-            reuse_actors=True, trial_dirname_creator=_short, trial_name_creator=_short
+            num_samples=samples, search_alg=algorithm, scheduler=scheduler, reuse_actors=True,
+            max_concurrent_trials=None if inner else given["max_concurrent"],
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+            trial_name_creator=lambda trial: plan.rows[trial.config["number"]].name,
         ),
         run_config=tune.RunConfig(
             name="run",
             storage_path=str(record),
+            stop=_Stop(watch),
             callbacks=[watch],
-            failure_config=tune.FailureConfig(max_failures=plan.exp_args["max_failures"]),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=given["max_failures"]),
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_at_end=given["checkpoint_at_end"]
+            ),
             verbose=0,
         ),
-    )
+    )  # fmt: skip
     try:
         tuner.fit()
     finally:
+        watch.end()
         shutil.rmtree(record, ignore_errors=True)
-    return watch.failed
+    return watch.failed, watch.unsaved
 
 
-def _short(trial) -> str:
-    return f"{trial.config['number']:04d}"
+def _mutable(plan: plans.Plan, scheduler: Any) -> dict[str, Any]:
+    """What population based training changes, from where each trial stands now."""
+    names = search.mutations(scheduler)
+    now = [plan.current(row) for row in plan.rows] if names else []
+
+    def drawer(name: str) -> Any:
+        return tune.sample_from(lambda config: now[config["number"]][name])
+
+    return {name: drawer(name) for name in names if all(name in one for one in now)}
 
 
 def stop() -> None:

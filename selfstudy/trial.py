@@ -1,37 +1,72 @@
-"""One trial: a configuration, its session, and what it leaves on disk."""
+"""One trial: a configuration, its job, and what it leaves on disk."""
 
+import contextlib
 import dataclasses
 import math
 import os
+import resource
+import sys
 import time
 import traceback
+import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import gin
 import torch
 
 import paths
 import util.files as files
 from selfstudy import configure, optim, registry, snapshot
-from selfstudy.session import Report, Session
-from util import environment
+from selfstudy.datasets.base import BaseDataset, NotPrepared
+from selfstudy.registry import Names
+from selfstudy.session import Report
+from util import checkpoints, environment, hparams
 from util.errors import UserError, cause
+from util.mirror import Mirror
+
+SPARE = 3  # checkpoints that nobody asked for, kept while a trial runs: others may adopt them
+CARD_BYTES = 10_000  # of a checkpoint beside its tensors
+POLL = 0.5  # seconds between two looks at whether to stop
+
+
+@gin.configurable("trial")
+def job(job: Annotated[str, Names("job")] = "session") -> type:
+    """What a trial runs.
+
+    Args:
+        job: 'session' trains; 'simulation' is a formula that needs no data.
+    """
+    return registry.get("job", job)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """When a trial stops and when it saves.
+    """When a trial stops and what it saves.
 
     Attributes:
         stop: result name -> value at which the trial ends (True for flags).
         checkpoint_freq: rounds between checkpoints; 0 is none.
         checkpoint_at_end: save when the trial ends.
+        keep_checkpoints: of these keep so many, the best by `metric`, and the last; None keeps
+            all.
+        metric: what 'best' means.
+        mode: 'max' or 'min'.
     """
 
     stop: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint_freq: int = 0
     checkpoint_at_end: bool = False
+    keep_checkpoints: int | None = None
+    metric: str = "mean_accuracy"
+    mode: str = "max"
+
+    def asks_for(self, number: int, done: bool) -> bool:
+        """Whether a checkpoint is wanted after this round."""
+        due = self.checkpoint_freq and number % self.checkpoint_freq == 0
+        return bool(due) or (done and self.checkpoint_at_end)
 
 
 def best_device() -> torch.device:
@@ -39,31 +74,76 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What `check` found out about a trial.
+
+    Attributes:
+        parts: every configurable that it would build, with its values.
+        rounds: how long it is.
+        metrics: names of the numbers that each round has; empty when it was not built.
+        bytes: size of one checkpoint; 0 when it was not built.
+        data: SHA-256 of its data file by the file's path below DATA_DIR.
+    """
+
+    parts: dict[str, dict[str, Any]]
+    rounds: float
+    metrics: tuple[str, ...] = ()
+    bytes: int = 0
+    data: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+OF_A_ROUND = ("mean_accuracy", "best_accuracy", "learning_rate", "images_per_s", "round_s",
+              "total_s", "round", "training_iteration")  # fmt: skip
+
+
 def check(
-    spec: configure.Spec, overrides: dict[str, Any], build: bool = True
-) -> dict[str, dict]:
+    spec: configure.Spec,
+    overrides: dict[str, Any],
+    build: bool = True,
+    prepare: bool = True,
+) -> Checked:
     """Find a trial's mistakes before anything starts.
 
     Args:
         spec: files and `-p` bindings.
         overrides: a search's values.
-        build: also open (and, at first use, prepare) the data set, and build the model
-            without memory for its weights.
-
-    Returns:
-        Every configurable that the trial would build, with its values; under 'data', the
-        SHA-256 of the data file by its path below DATA_DIR.
+        build: also open the data set, and build the model without memory for its weights.
+        prepare: make a data file that is missing; else such a trial is not built.
 
     Raises:
         UserError: anything in the configuration that cannot work, or missing data.
     """
     registry.discover()
     configure.load(spec, overrides)
-    parts = configure.would_build("session")
+    parts = configure.would_build("trial")
     optim.check(parts)
-    names = parts["session"]
-    needed = registry.get("task", names["task"]).backbone
+    _check_backbone(parts)
+    rounds = (parts.get("scheduler") or {"milestones": [0]})["milestones"][-1]
+    rounds = parts.get("simulation", {}).get("rounds", rounds)
+    if not build:
+        return Checked(parts, rounds)
+    before, BaseDataset.may_prepare = BaseDataset.may_prepare, prepare
+    try:
+        built, metrics = _rehearsed()
+    except NotPrepared:
+        return Checked(parts, rounds)
+    finally:
+        BaseDataset.may_prepare = before
+    size = CARD_BYTES + sum(
+        item.numel() * item.element_size() for item in _tensors(built.state_dict())
+    )
+    data = {}
+    if loaders := getattr(built, "loaders", None):
+        dataset = loaders["train"].dataset
+        data = {_below_data(dataset.path): dataset.attributes.get("sha256")}
+    return Checked(parts, rounds, (*metrics, *OF_A_ROUND), size, data)
+
+
+def _check_backbone(parts: dict[str, dict[str, Any]]) -> None:
+    names = parts.get("session")
     backbone = parts.get("Wrapper", {}).get("model_choice")
+    needed = registry.get("task", names["task"]).backbone if names else None
     if (
         needed
         and backbone
@@ -73,24 +153,19 @@ def check(
             f"session.task = '{names['task']}' needs Wrapper.model_choice = '{needed}', "
             f"not '{backbone}'"
         )
-    if build:
-        dataset = _rehearsed().loaders["train"].dataset
-        parts["data"] = {_below_data(dataset.path): dataset.attributes.get("sha256")}
-    return parts
 
 
-def _rehearsed() -> Session:
-    """The session on a device that computes nothing; what fails there is the user's to mend."""
+def _rehearsed() -> tuple[Any, list[str]]:
+    """The job on a device that computes nothing; what fails there is the user's to mend."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # loading weights into nothing is what is meant
-            session = Session(torch.device("meta"))
-            session.rehearse()
+            built = job()(torch.device("meta"))
+            return built, built.rehearse()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the session cannot work: {cause(error)}") from error
-    return session
 
 
 def _below_data(path: Path) -> str:
@@ -98,8 +173,16 @@ def _below_data(path: Path) -> str:
     return (path.relative_to(paths.DATA_DIR) if inside else path).as_posix()
 
 
+class Interrupted(Exception):
+    """The trial was asked to stop within a round."""
+
+
+class Superseded(Exception):
+    """Another process continues this trial; this one was taken for dead and may not write."""
+
+
 class Trial:
-    """Parses a configuration and runs a session; the same with Ray and without.
+    """Parses a configuration and runs its job; the same with Ray and without.
 
     The folder holds `params.json`, `config.gin`, `result.json` (a line a round), events, and
     checkpoints. A folder with a checkpoint that verifies is continued from there.
@@ -111,6 +194,7 @@ class Trial:
         rules: when to stop and save.
         command: the command line that planned it, for the cards of its checkpoints.
         device: where to run; None takes the accelerator that this process may use.
+        stopping: asked now and then whether to save and stop.
     """
 
     def __init__(
@@ -121,36 +205,66 @@ class Trial:
         rules: Rules,
         command: str = "",
         device: str | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ):
         self.overrides, self.folder, self.rules = dict(overrides), Path(folder), rules
-        self.command = command
+        self.command, self.stopping = command, stopping
         self.folder.mkdir(parents=True, exist_ok=True)
         registry.discover()
         configure.load(spec, overrides)
-        self.session = Session(device or best_device())
+        self.session = job()(torch.device(device) if device else best_device())
         self.config = configure.operative_text()
         self.values = configure.operative()
+        self.mirror = Mirror.from_environment()
         self.seconds = 0.0
         self.result: dict[str, Any] = {}  # the last line of `result.json`
+        self._kept: tuple[dict, dict] | None = None  # state and result of the last round
+        self._token = uuid.uuid4().hex
+        (self.folder / paths.WRITER).write_text(self._token)
         (self.folder / paths.ERROR).unlink(missing_ok=True)  # of an earlier attempt
         files.write_json(self.folder / paths.PARAMS, self.overrides)
         files.write_text(self.folder / paths.CONFIG, self.config)
         self._continue()
         self.events = _events(self.folder)
+        hparams.start(self.events, self.overrides or self.values)
 
     def _continue(self) -> None:
         """Load the newest checkpoint that verifies, and cut the results back to it."""
         found = snapshot.newest(self.folder)
-        results = self.folder / paths.RESULT
-        rows = files.read_lines(results)
-        kept: list[dict] = []
+        rows = files.read_lines(self.folder / paths.RESULT)
         if found:
             self.session.load_state_dict(found.state())
-            last = found.card["result"]
-            kept = [row for row in rows if row.get("round", 0) < last["round"]] + [last]
-            self.seconds, self.result = last["total_s"], last
+            self._go_on_from(found.card["result"], rows)
+        elif rows:
+            files.write_lines(self.folder / paths.RESULT, [])
+
+    def _go_on_from(self, last: dict[str, Any], rows: list[dict]) -> None:
+        """Make `last` the newest of the result lines."""
+        kept = [row for row in rows if row.get("round", 0) < last["round"]] + [last]
+        self.seconds, self.result = last["total_s"], last
         if rows != kept:
-            files.write_lines(results, kept)
+            files.write_lines(self.folder / paths.RESULT, kept)
+
+    def adopt(self, folder: Path) -> None:
+        """Continue from another trial's checkpoint, under this trial's own configuration.
+
+        Population based training asks for it. It is saved at once; asked for the same again
+        after a restart, the trial goes on from what it has.
+
+        Args:
+            folder: the checkpoint; when it is gone, the other trial's newest one.
+        """
+        whole = checkpoints.is_snapshot(folder)
+        found = snapshot.Snapshot.open(folder) if whole else snapshot.newest(folder.parent)
+        if found is None:
+            return
+        donor = checkpoints.short_name(found.folder)
+        if self.result.get("exploited") == donor:
+            return
+        self.session.adopt(found.state())
+        rows = files.read_lines(self.folder / paths.RESULT)
+        self._go_on_from(found.card["result"] | {"exploited": donor, "done": False}, rows)
+        self.save(self.result)
 
     @property
     def done(self) -> bool:
@@ -160,37 +274,103 @@ class Trial:
     def step(self, report: Report = lambda *_: None) -> dict[str, Any]:
         """One round; saves when that is due; returns the line of `result.json`.
 
-        A trial that has ended returns its last line again.
+        A trial that has ended returns its last line again. One that was asked to stop saves
+        its last finished round and returns that line with `interrupted`.
+
+        Raises:
+            Exception: whatever fails in the job.
         """
         if self.done:
             return self.result
         start = time.monotonic()
-        result: dict[str, Any] = self.session.round(report)
+        try:
+            result: dict[str, Any] = self.session.round(self._watched(report))
+        except Interrupted:
+            self.save_last()
+            return self.result | {"interrupted": True}
         self.seconds += time.monotonic() - start
-        result |= {"total_s": self.seconds, "time": time.time()}
-        weights = getattr(self.session.model, "report", None)
+        result |= {"total_s": self.seconds, "time": time.time(), **_memory()}
+        if "exploited" in self.result:
+            result["exploited"] = self.result["exploited"]
+        weights = getattr(getattr(self.session, "model", None), "report", None)
         if weights and self.session.rounds_done == 1:
             result["weights"] = weights
+        if not _finite(result.get("train_loss", 0.0)):
+            return self._diverge(result)
         result["done"] = reached(result, self.rules.stop) or self.session.finished
-        freq = self.rules.checkpoint_freq
-        due = freq and self.session.rounds_done % freq == 0
-        if due or (result["done"] and self.rules.checkpoint_at_end):
-            self.save(result)
+        saved = False
+        if self.rules.asks_for(self.session.rounds_done, result["done"]):
+            saved = self._save_or_tell(result)
+        self._append(result)
+        self._kept = None if saved or self.done else (_copy(self.session.state_dict()), result)
+        if self.done:
+            self._prune()
+            self.close()
+        return result
+
+    def _watched(self, report: Report) -> Report:
+        """`report`, which also looks every now and then whether to stop."""
+        looked = [-POLL]
+
+        def watch(split: str, done: int, count: int) -> None:
+            if time.monotonic() - looked[0] >= POLL:
+                looked[0] = time.monotonic()
+                if self.stopping():
+                    raise Interrupted
+            report(split, done, count)
+
+        return watch
+
+    def _require_ownership(self) -> None:
+        """A worker that was cut off and replaced must not write into its successor's files."""
+        with contextlib.suppress(FileNotFoundError):
+            if (self.folder / paths.WRITER).read_text() != self._token:
+                raise Superseded(f"{self.folder.name} is continued by another process")
+
+    def _append(self, result: dict[str, Any]) -> None:
+        self._require_ownership()
         self.result = result
         files.append_line(self.folder / paths.RESULT, result)
         for name, item in result.items():
             if isinstance(item, float) and math.isfinite(item):
-                self.events.add_scalar(name, item, self.session.rounds_done)
-        if self.done:
-            self.close()
-        return result
+                self.events.add_scalar(name, item, result["round"])
+
+    def _diverge(self, result: dict[str, Any]) -> dict[str, Any]:
+        """End here; what is saved is the last round whose loss was finite."""
+        self.save_last()
+        self._append(result | {"done": True, "diverged": True})
+        self._prune()
+        self.close()
+        return self.result
+
+    def save_last(self) -> None:
+        """Save the last finished round, unless it is on the disk."""
+        if self._kept:
+            state, result = self._kept
+            self._kept = None
+            self._write(state, result)
 
     def save(self, result: dict[str, Any]) -> Path:
         """Write a checkpoint whose card carries `result`; returns its folder."""
-        folder = self.folder / f"{paths.CHECKPOINT}{self.session.rounds_done:06d}"
+        folder = self._write(self.session.state_dict(), result)
+        self._kept = None
+        return folder
+
+    def _save_or_tell(self, result: dict[str, Any]) -> bool:
+        """Save; a full disk does not end the trial, its result line tells."""
+        try:
+            self.save(result)
+        except OSError as error:
+            result["unsaved"] = cause(error)
+            return False
+        return True
+
+    def _write(self, state: dict, result: dict[str, Any]) -> Path:
+        self._require_ownership()
+        folder = self.folder / f"{paths.CHECKPOINT}{result['round']:06d}"
         card = {
             "trial": self.folder.name,
-            "round": self.session.rounds_done,
+            "round": result["round"],
             "metrics": {key: item for key, item in result.items() if isinstance(item, float)},
             "result": files.plain(result),
             "overrides": files.plain(self.overrides),
@@ -199,12 +379,90 @@ class Trial:
             "seed": self.session.seed,
             **environment.versions(),
         }
-        snapshot.save(folder, self.session.state_dict(), self.config, card)
+        snapshot.save(folder, state, self.config, card)
+        self._prune()
+        self._upload()
         return folder
+
+    def _prune(self) -> None:
+        """Delete the checkpoints that the rules do not ask for; the newest goes last of all."""
+        folders = checkpoints.checkpoints(self.folder)
+        asked = [folder for folder in folders
+                 if self.rules.asks_for(*_number(folder, self.result))]  # fmt: skip
+        if self.rules.keep_checkpoints is not None:
+            best = sorted(asked, key=self._worth, reverse=True)[: self.rules.keep_checkpoints]
+            asked = [*best, *asked[:1]]
+        whole = self.done and not self.result.get("diverged")
+        spare = [] if whole else folders[: SPARE if not self.done else 1]
+        for folder in folders:
+            if folder not in asked and folder not in spare:
+                checkpoints.remove(folder)
+
+    def _worth(self, folder: Path) -> float:
+        """How good a checkpoint is; more is better."""
+        try:
+            value = checkpoints.read_card(folder)["metrics"].get(self.rules.metric)
+        except (UserError, KeyError):
+            value = None
+        if not isinstance(value, (int, float)):
+            return -math.inf
+        return value if self.rules.mode == "max" else -value
+
+    def _upload(self) -> None:
+        """Copy the folder to the mirror; one that cannot be reached does not end the trial."""
+        if self.mirror:
+            try:
+                self.mirror.upload(self.folder)
+            except OSError as error:
+                warnings.warn(f"the mirror was not reached: {cause(error)}", stacklevel=2)
 
     def close(self) -> None:
         """Flush what is being written."""
+        if self.done:
+            numbers = {key: item for key, item in self.result.items()
+                       if isinstance(item, float) and math.isfinite(item)}  # fmt: skip
+            hparams.end(self.events, self.overrides or self.values, numbers)
         self.events.close()
+        self._upload()
+
+
+def _number(folder: Path, last: dict[str, Any]) -> tuple[int, bool]:
+    """The round of a checkpoint, and whether the trial ended with it."""
+    number = int(folder.name.strip(".").split("_")[1].split(".")[0])
+    return number, bool(last.get("done")) and number == last["round"]
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    nested = isinstance(value, (dict, list, tuple))
+    return [found for item in items for found in _tensors(item)] if nested else []
+
+
+def _copy(value: Any) -> Any:
+    """The same state in memory of its own, on the host."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return type(value)((key, _copy(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(item) for item in value)
+    return value
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _memory() -> dict[str, float]:
+    """Peak memory of this process (MiB), and of its GPU where it has one."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    found = {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if torch.cuda.is_initialized():
+        found["gpu_peak_mb"] = torch.cuda.max_memory_reserved() / 2**20
+        found["gpu_total_mb"] = torch.cuda.get_device_properties(0).total_memory / 2**20
+    return found
 
 
 def reached(result: dict[str, Any], stop: dict[str, Any]) -> bool:
@@ -221,17 +479,41 @@ def _events(folder: Path):
     return SummaryWriter(str(folder))
 
 
-def use_threads(cpus: float) -> None:
-    """Let torch compute with as many threads as the trial has CPUs (at least one)."""
-    torch.set_num_threads(max(1, int(cpus)))
+def use_share(resources: dict[str, float]) -> None:
+    """Keep to a trial's share: its CPUs as threads, its fraction of a GPU's memory."""
+    torch.set_num_threads(max(1, int(resources.get("cpu", 1))))
+    share = resources.get("gpu", 0)
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def note_failure(folder: Path, error: Exception) -> str:
     """Keep the traceback in the trial's folder, with the cause as last line; returns that."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(traceback.format_exception(error))
-    files.write_text(folder / paths.ERROR, f"{text}\n{cause(error)}\n")
-    return cause(error)
+    told = _told(error)
+    files.write_text(folder / paths.ERROR, f"{text}\n{told}\n")
+    return told
+
+
+def _told(error: Exception) -> str:
+    """The cause in a line, with what helps where memory has run out."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return cause(error)
+    peak = _memory().get("gpu_peak_mb", 0) / 1024
+    return (
+        f"the GPU's memory is full (peak {peak:.1f} GiB): lower dataloader.batch_size, or ask "
+        f"for a larger share with --set resources_per_trial.gpu=... ({cause(error)})"
+    )
+
+
+def again(error: Exception) -> bool:
+    """Whether a second try could end otherwise: files and devices fail by chance.
+
+    A trial draws the same numbers every time, so what its code raises is raised again.
+    """
+    chance = (OSError, MemoryError, getattr(torch, "AcceleratorError", OSError))
+    return isinstance(error, chance) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def gpus() -> int:

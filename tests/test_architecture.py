@@ -26,7 +26,12 @@ TABLE = {
     "util/color.py": (0, "torch"),
     "util/fetch.py": (0, LEAVES),
     "util/hdf5.py": (0, f"torch h5py filelock {LEAVES}"),
-    "util/progress.py": (0, "rich util.errors"),
+    "util/progress.py": (0, "rich util.live util.errors"),
+    "util/live.py": (0, "rich util.errors"),
+    "util/manifest.py": (0, "paths util.errors"),
+    "util/results.py": (0, "pandas paths util.checkpoints util.manifest util.errors"),
+    "util/mirror.py": (0, f"pyarrow paths util.checkpoints {LEAVES}"),
+    "util/hparams.py": (0, "torch tensorboard"),
     "util/checkpoints.py": (0, f"paths {LEAVES}"),
     "util/relocate.py": (0, f"paths util.checkpoints {LEAVES}"),
     "selfstudy/types.py": (0, "torch"),
@@ -68,29 +73,45 @@ TABLE = {
         "gin torch selfstudy.augment selfstudy.loader selfstudy.optim selfstudy.registry "
         "selfstudy.snapshot selfstudy.types util.meters util.errors",
     ),
+    "selfstudy/simulation.py": (2, "gin torch selfstudy.registry util.errors"),
     "selfstudy/trial.py": (
         3,
-        "torch paths selfstudy.configure selfstudy.optim selfstudy.registry selfstudy.session "
-        f"selfstudy.snapshot util.environment {LEAVES}",
+        "gin torch paths selfstudy.configure selfstudy.datasets.base selfstudy.optim "
+        "selfstudy.registry selfstudy.session selfstudy.snapshot util.checkpoints "
+        f"util.environment util.hparams util.mirror {LEAVES}",
     ),
+    "selfstudy/rayenv.py": (0, ""),
+    "selfstudy/interrupt.py": (4, ""),
     "selfstudy/plan.py": (
         4,
-        "filelock paths selfstudy.configure selfstudy.registry selfstudy.values "
-        f"util.environment util.checkpoints util.relocate {LEAVES}",
+        "filelock paths selfstudy.configure selfstudy.rayenv selfstudy.registry "
+        "selfstudy.values util.environment util.checkpoints util.manifest util.relocate "
+        f"{LEAVES}",
     ),
+    "selfstudy/disk.py": (4, "selfstudy.plan util.checkpoints util.errors"),
+    "selfstudy/search.py": (
+        4,
+        "ray optuna selfstudy.plan selfstudy.rayenv selfstudy.values util.errors",
+    ),  # fmt: skip
+    "selfstudy/summary.py": (
+        4,
+        f"paths selfstudy.plan util.manifest util.progress {LEAVES}",
+    ),  # fmt: skip
     "selfstudy/solo.py": (
         4,
-        f"paths selfstudy.configure selfstudy.plan selfstudy.trial util.progress {LEAVES}",
-    ),
+        "selfstudy.interrupt selfstudy.plan selfstudy.trial util.progress",
+    ),  # fmt: skip
     "selfstudy/study.py": (
         4,
-        "ray paths selfstudy.configure selfstudy.plan selfstudy.trial util.progress "
-        f"util.environment {LEAVES}",
+        "ray paths selfstudy.disk selfstudy.interrupt selfstudy.plan selfstudy.rayenv "
+        "selfstudy.search selfstudy.trial util.checkpoints util.environment util.mirror "
+        f"util.progress {LEAVES}",
     ),
     "main.py": (
         5,
-        "paths selfstudy.configure selfstudy.plan selfstudy.solo selfstudy.study "
-        f"selfstudy.trial util.environment util.progress {LEAVES}",
+        "paths selfstudy.configure selfstudy.disk selfstudy.interrupt selfstudy.plan "
+        "selfstudy.search selfstudy.solo selfstudy.study selfstudy.summary selfstudy.trial "
+        f"util.environment util.mirror util.progress {LEAVES}",
     ),
     "misc/move_snapshots.py": (5, "util.checkpoints util.relocate util.errors"),
     "misc/*.py": (5, "torch h5py PIL matplotlib paths selfstudy.* util.*"),
@@ -245,12 +266,12 @@ def test_a_file_uses_nothing_unsafe(name):
     assert gin_faults(name, tree) + unsafe_faults(name, tree) == []
 
 
-def test_only_the_study_imports_ray():
+def test_only_the_study_and_its_search_import_ray():
     users = {
         name for name in sources() if "ray" in {m.split(".")[0] for m in imports(parsed(name))}
     }
-    assert users <= {"selfstudy/study.py"}
-    assert all("ray" not in row(name)[1] for name in sources() if name != "selfstudy/study.py")
+    assert users == {"selfstudy/study.py", "selfstudy/search.py"}
+    assert all("ray" not in row(name)[1] for name in sources() if name not in users)
 
 
 def test_an_unpickler_looks_up_nothing_that_it_does_not_know():

@@ -63,7 +63,10 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-@pytest.mark.parametrize("name", configure.gin_files())
+SESSIONS = [name for name in configure.gin_files() if not name.startswith("simulation/")]
+
+
+@pytest.mark.parametrize("name", SESSIONS)
 def test_each_file_builds_a_session_that_learns(name, tiny):
     load(*SMALL, names=(name,))
     parts = configure.would_build("session")
@@ -88,8 +91,8 @@ def test_each_file_builds_a_session_that_learns(name, tiny):
 @pytest.mark.parametrize("name", configure.gin_files())
 def test_each_file_passes_the_check_that_needs_no_data(name, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path / "absent")
-    parts = trial.check(Spec((name,), ()), {}, build=False)
-    assert parts["scheduler"]["milestones"][-1] > 0
+    found = trial.check(Spec((name,), ()), {}, build=False)
+    assert found.rounds > 0 and found.metrics == ()
     assert not (tmp_path / "absent").exists()
 
 

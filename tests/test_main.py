@@ -1,9 +1,11 @@
 """The command line as a user types it: mistakes, plans without data, and tiny real runs."""
 
 import json
+import os
 import pickle
 import re
 import shlex
+import socket
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 import main
 import paths
-from selfstudy import configure, snapshot, solo
+from selfstudy import configure, snapshot, solo, summary
 from selfstudy import plan as plans
 from selfstudy.configure import Spec
 
@@ -28,7 +30,7 @@ SHORT = ("scheduler.milestones = [1, 2]", "session.train_iters = 2", "session.va
 def typed(capsys, folders, offline, monkeypatch):
     """Run a command line in this process; returns (exit code, stdout, stderr)."""
     # A trial's two threads would wait for each other while other tests use the cores.
-    monkeypatch.setattr(solo, "use_threads", lambda cpus: None)
+    monkeypatch.setattr(solo, "use_share", lambda resources: None)
 
     def run(*args: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *args])
@@ -192,18 +194,19 @@ def test_the_next_commands_carry_the_configuration_on(gin):
     spec = configure.Spec(gin, ("ResNet.width = 0.2",))
     given = plans.DEFAULTS | {"checkpoint_at_end": True}
     one = plans.make("x", spec, "single_run", given, None)
-    move, start, *others = main.next_commands(one)
+    move, start, *others = summary.next_commands(one, main.DEFAULT_GIN)
     assert move == "python misc/move_snapshots.py -e x -m"
     args = main.parser().parse_args(shlex.split(start)[2:])
     assert tuple(args.gin_config or main.DEFAULT_GIN) == gin
     assert args.gin_param == ["ResNet.width = 0.2", 'Wrapper.pretrained = "x"']
     assert any("cifar" in line for line in others)
     many = plans.make("x", spec, "single_run", given | {"num_samples": 2}, None)
-    assert main.next_commands(many) == [
-        "python misc/move_snapshots.py -e x -p '{cfg[session.seed]}' -m"
+    assert summary.next_commands(many, main.DEFAULT_GIN) == [
+        "python misc/results.py best x",
+        "python misc/move_snapshots.py -e x -p '{cfg[session.seed]}' -m",
     ]
     unsaved = plans.make("x", spec, "single_run", plans.DEFAULTS | {"num_samples": 2}, None)
-    assert main.next_commands(unsaved) == []
+    assert summary.next_commands(unsaved, main.DEFAULT_GIN) == ["python misc/results.py best x"]
 
 
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_starts_no_ray(cli):
@@ -301,7 +304,7 @@ def test_the_line_with_resnet50_dry_runs_and_runs(typed, tmp_path):
 def planned(exp_id: str, *args: str) -> None:
     """Write the plan of an experiment, without running it."""
     args = main.parser().parse_args(["-e", exp_id, *args])
-    plan = main.planned(args)
+    plan, _ = main.planned(args)
     with plan.lock():
         plan.write()
 
@@ -319,7 +322,9 @@ def test_an_experiment_that_runs_elsewhere_is_refused(typed):
     planned("mine")
     with main.Plan.stored("mine").lock():
         code, _, err = typed("-e", "mine", "--resume", "-l")
-    assert (code, err) == (4, "error: mine is being run by another process\n")
+    host, pid = socket.gethostname(), os.getpid()
+    assert code == 4
+    assert re.fullmatch(rf"error: mine is being run by process {pid} on {host} since .*\n", err)
 
 
 @pytest.mark.parametrize(("flag", "value", "stored"), [
@@ -392,7 +397,7 @@ def test_a_run_in_this_process_leaves_its_files_and_loads_no_ray(cli, tmp_path):
     assert {"torch", "gin"} <= ran.modules  # so `modules` does tell what was imported
     experiment, trial = tmp_path / "exp" / "tiny", tmp_path / "exp" / "tiny" / "e_0000"
     assert {path.name for path in experiment.iterdir()} >= {"plan.json", "environment.json"}
-    names = {re.sub(r"^events\..*", "events", path.name) for path in trial.iterdir()}
+    names = {re.sub(r"^events\..*", "events", path.name) for path in trial.glob("[!.]*")}
     assert names == {"params.json", "config.gin", "result.json", "events", "checkpoint_000002"}
     kept = {path.name for path in (trial / "checkpoint_000002").iterdir()}
     assert kept == {"snapshot", "config.gin", "card.json"}

@@ -32,7 +32,7 @@ def grid(config, samples):
 
 
 def test_rows_carry_flat_plain_values_and_names_that_fit_a_folder():
-    plan = plans.make("x", SPEC, "grid", given(), grid)
+    plan = plans.make("x", SPEC, "grid_search", given(), grid)
     assert [row.overrides for row in plan.rows] == [
         {"scheduler.target_lrs": [0, lr, 0], "valid/dataloader.batch_size": 7}
         for lr in (0.1, 0.2)
@@ -54,7 +54,7 @@ def test_repeats_get_seeds_of_their_own():
 
 
 def test_plan_survives_the_disk(folder):
-    plan = plans.make("x/y", SPEC, "grid", given(), grid)
+    plan = plans.make("x/y", SPEC, "grid_search", given(), grid)
     plan.folder.mkdir(parents=True)
     plan.write()
     assert Plan.stored("x/y") == plan and plan.exists()
@@ -67,7 +67,7 @@ def test_plan_survives_the_disk(folder):
 
 
 def test_finished_is_read_from_the_results():
-    plan = plans.make("x", SPEC, "grid", given(), grid)
+    plan = plans.make("x", SPEC, "grid_search", given(), grid)
     plan.folder.mkdir(parents=True)
     plan.write()
     results = plan.folder / plan.rows[0].name

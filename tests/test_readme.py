@@ -34,8 +34,8 @@ def test_every_command_is_of_a_kind_that_is_checked_here():
 def test_the_commands_of_main_plan_trials_that_pass_every_check(folders):
     for words in TRAINING:
         args = main.parser().parse_args(words)
-        plan = main.planned(args)
-        main.checked(plan, build=False)
+        plan, given = main.planned(args)
+        main.checked(plan, given, prepare=False)
         if not (args.resume or args.dry_run):
             with plan.lock():
                 plan.write()  # for a line that resumes it

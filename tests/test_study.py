@@ -30,7 +30,7 @@ def experiments(tmp_path, monkeypatch, shared_data):
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
     monkeypatch.setenv("SELFSTUDY_DATA", str(shared_data))
     monkeypatch.setenv("SELFSTUDY_EXP", str(tmp_path))
-    trial.use_threads(1)
+    trial.use_share({"cpu": 1})
     return tmp_path
 
 

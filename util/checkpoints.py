@@ -128,3 +128,9 @@ def replace_folder(new: Path, folder: Path) -> None:
         raise
     sync_folder(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; killed half-way it is not whole, since the card goes first."""
+    (folder / paths.CARD).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,14 +1,38 @@
-"""Progress with an estimate of the time left: a bar on a terminal, plain lines elsewhere."""
+"""Progress with an estimate of the time left: a table on a terminal, plain lines elsewhere."""
 
+import bisect
+import collections
+import contextlib
+import dataclasses
+import itertools
 import math
+import re
+import statistics
 import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from util.errors import printable
 
+if TYPE_CHECKING:  # rich is imported when there is something to draw
+    from rich.console import RenderableType
+
+    from util.live import Column
+
 EVERY = 10.0  # seconds between two plain lines of results
 HEARTBEAT = 60.0  # seconds until a plain line within a long round
+REFRESH = 0.25  # seconds between two pictures; without news it is one a second
+RECENT = 99  # rounds that the median pace is taken of
+
+ENDED = ("done", "stopped", "failed", "diverged")
+AT_WORK = ("running", "retried")
+HEADS = ("trial", "status", "round", "last", "best", "rung", "s/round", "ETA")
+COLORS = {
+    "running": "cyan", "retried": "yellow", "done": "green", "stopped": "blue",
+    "failed": "red", "diverged": "red", "interrupted": "yellow",
+}  # fmt: skip
 
 
 def clock(seconds: float) -> str:
@@ -42,116 +66,515 @@ def summary(result: dict[str, Any]) -> str:
     for name in ("train_loss", "train_accuracy", "valid_accuracy", "test_accuracy"):
         if isinstance(result.get(name), float):
             words.append(f"{name} {result[name]:.4f}")
-    return "  ".join([*words, f"{result['round_s']:.1f} s/round"])
+    if _finite(result.get("round_s")) is not None:
+        words.append(f"{result['round_s']:.1f} s/round")
+    return "  ".join(words)
 
 
-class Progress:
-    """Shows how far several trials are; use it as a context manager.
+def _finite(value: Any) -> float | None:
+    """A number that can be compared, else None."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
 
-    Args:
-        trials: how many there are in all.
-        rounds: rounds that are left to do, of all trials together.
-        quiet: show nothing.
+
+def figure(value: float | None) -> str:
+    """A metric or a pace in few digits."""
+    if value is None:
+        return "-"
+    if value == 0 or 1e-3 <= abs(value) < 100:
+        return f"{value:.4f}"
+    return f"{value:.4g}" if abs(value) >= 100 else f"{value:.2g}"
+
+
+def setting(value: Any) -> str:
+    """A parameter's value in few digits, as long as a table could ever want it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(setting(item) for item in itertools.islice(value, 20)) + "]"
+    return printable(str(value)[:100])
+
+
+@dataclasses.dataclass
+class Shown:
+    """A trial as it is shown.
+
+    Attributes:
+        values: gin name -> value that it overrides.
+        rounds: its limit.
+        round: rounds done so far.
+        status: "planned" or "interrupted" while it is still to run, else how it ended.
+        last: its last result.
+        best: the best value of the metric so far; if None, that of `last`.
     """
 
-    def __init__(self, trials: int, rounds: float, quiet: bool = False):
-        self.trials, self.rounds, self.quiet = trials, max(rounds, 1e-9), quiet
-        self.at: dict[str, float] = {}  # trial -> rounds done since the start
-        self.ended = 0
-        self.info = ""
-        self.start = self.said = time.monotonic()
-        self.bar = None if quiet or not sys.stderr.isatty() else _Bar()
+    values: dict[str, Any]
+    rounds: float
+    round: float = 0.0
+    status: str = "planned"
+    last: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: float | None = None
 
-    def __enter__(self) -> "Progress":
-        if self.bar:
-            self.bar.open()
-        return self
+    def __post_init__(self):
+        self.within = 0.0  # share of the current round
+        self.where = ""  # such as "train 3/40"
+        self.rung = ""
+        self.heard = False  # whether a result has come since it started
+        self.began = self.since = 0.0  # when this round began, when we last heard of it
+        self.paces = collections.deque(maxlen=9)  # seconds of its last rounds
+        pace = _finite(self.last.get("round_s"))
+        if pace is not None:
+            self.paces.append(pace)
 
-    def __exit__(self, *error: object) -> None:
-        if self.bar:
-            self.bar.close()
-
-    def step(self, trial: str, rounds: float, info: str = "") -> None:
-        """`trial` has done so many (fractional) rounds since the start."""
-        self.at[trial] = rounds
-        if self.bar:
-            self.bar.show(self.share, self._line(info or self.info))
-
-    def round(self, trial: str, result: dict[str, Any]) -> None:
-        """`trial` has done one more round, with this result."""
-        if result.get("weights"):
-            self.say(f"{trial}: {result['weights']}")
-        self.info = (f"{trial}  " if self.trials > 1 else "") + summary(result)
-        self.step(trial, math.floor(self.at.get(trial, 0.0)) + 1)
-        now = time.monotonic()
-        if not self.bar and (
-            now - self.said >= EVERY or result["round"] == 1 or result["done"]
-        ):
-            self.say(self._line(self.info))
-            self.said = now
-
-    def partial(self, trial: str, split: str, done: int, count: int) -> None:
-        """`trial` is within a round: `done` of `count` minibatches of `split`."""
-        whole = math.floor(self.at.get(trial, 0.0))
-        share = done / max(count, 1) if split == "train" else 1.0
-        self.step(trial, whole + min(share, 1.0) * 0.999)
-        if not self.bar and time.monotonic() - self.said >= HEARTBEAT:
-            self.say(self._line(f"{self.info}  {split} {done}/{count}".strip()))
-            self.said = time.monotonic()
-
-    def end(self, trial: str, error: str | None = None) -> None:
-        """`trial` has ended, or failed with the first line of `error`."""
-        self.ended += 1
-        if error:
-            self.say(f"{trial} failed: {printable(error)}")
-
-    def say(self, text: str) -> None:
-        """One line of its own."""
-        if self.quiet:
-            return
-        if self.bar:
-            self.bar.say(text)
-        else:
-            print(printable(text), file=sys.stderr, flush=True)
+    @property
+    def at(self) -> float:
+        """Rounds done, with the share of the current one."""
+        return min(self.round + self.within, max(self.rounds, self.round))
 
     @property
     def share(self) -> float:
-        """The share of the work that is done, 0 to 1."""
-        return min(1.0, sum(self.at.values()) / self.rounds)
+        """Of its rounds, 0 to 1."""
+        return min(1.0, self.at / self.rounds) if self.rounds > 0 else 1.0
+
+    def begin(self, now: float) -> None:
+        """It runs from now on; starting up is no part of a round."""
+        self.status, self.heard, self.within, self.where = "running", False, 0.0, ""
+        self.began = self.since = now
+
+    def take(self, result: dict[str, Any], now: float) -> float | None:
+        """One more result; returns how long its round took, with saving and waiting."""
+        own = _finite(result.get("round_s"))
+        pace = max(now - self.began, own or 0.0) if self.heard else own
+        self.last, self.round = result, result["round"]
+        self.rounds = _finite(result.get("rounds")) or self.rounds
+        self.status, self.heard, self.within = "running", True, 0.0
+        self.began = self.since = now
+        if pace is not None:
+            self.paces.append(pace)
+        return pace
+
+
+class _Forecast:
+    """How much is left, as far as the trials so far tell.
+
+    A scheduler ends most trials early. So a trial is expected to use the mean share of its
+    rounds that the ended ones used; one that is beyond some of them, that of the others.
+    """
+
+    def __init__(self, trials: Iterable[Shown], total: int, paces: Iterable[float]):
+        self.trials = list(trials)
+        self.used = sorted(one.share for one in self.trials
+                           if one.status in ("done", "stopped", "diverged"))  # fmt: skip
+        self.sums = [0.0, *itertools.accumulate(self.used)]
+        # Within the first round of all, its share tells the pace.
+        self.pace = _median(paces) or _median(
+            (one.since - one.began) / one.within for one in self.trials if one.within
+        )
+        unknown = total - len(self.trials)  # a search will suggest them
+        mean = statistics.fmean(one.rounds for one in self.trials) if self.trials else 1.0
+        self.unknown, self.later = unknown, unknown * mean * self._end(0.0)
+
+    def _end(self, share: float) -> float:
+        """The share of its rounds at which a trial that has come so far will end."""
+        first = bisect.bisect_right(self.used, share)
+        beyond = len(self.used) - first
+        return (self.sums[-1] - self.sums[first]) / beyond if beyond else 1.0
+
+    def left(self, one: Shown) -> float:
+        """Rounds that a trial will still do."""
+        ended = one.status in ENDED
+        return 0.0 if ended else max(0.0, self._end(one.share) - one.share) * one.rounds
+
+    def share(self) -> float:
+        """The share of all rounds that is done."""
+        done = sum(one.at for one in self.trials)
+        left = sum(map(self.left, self.trials)) + self.later
+        return done / (done + left) if left else 1.0
+
+    def seconds(self, one: Shown, rounds: float, now: float) -> float:
+        """The time that so many rounds of a trial take, what has passed of them deducted."""
+        pace = _median(one.paces) or self.pace or 0.0
+        passed = now - one.since if one.status in AT_WORK else 0.0
+        return max(0.0, pace * rounds - min(passed, pace))
+
+    def seconds_left(self, side: int, now: float) -> float | None:
+        """The time until all have ended, so many of them side by side; None: who knows."""
+        times = {id(one): self.seconds(one, self.left(one), now)
+                 for one in self.trials if one.status not in ENDED}  # fmt: skip
+        count = len(times) + self.unknown
+        if count and self.pace is None:
+            return None
+        slowest = max((times[id(one)] for one in self.trials if one.status in AT_WORK),
+                      default=0.0)  # fmt: skip
+        work = sum(times.values()) + self.later * (self.pace or 0.0)
+        return max(work / max(1, min(side, count)), slowest)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return statistics.median(values) if values else None
+
+
+class Trials:
+    """Shows how far the trials of an experiment are; use it as a context manager.
+
+    Args:
+        trials: name -> what is known of it, in the order of the plan.
+        total: how many there will be in all; a search adds them one by one.
+        metric: name of the result that they are ranked by.
+        mode: "max" or "min".
+        quiet: show nothing.
+        slots: what is in use, such as "CPU 2/2 GPU 3.5/4"; may be set again.
+        rung: tells from a result which rung of a scheduler it has reached.
+    """
+
+    def __init__(
+        self,
+        trials: dict[str, Shown],
+        *,
+        total: int,
+        metric: str,
+        mode: str,
+        quiet: bool,
+        slots: str = "",
+        rung: Callable[[dict[str, Any]], str] | None = None,
+    ):
+        self.trials, self.total = dict(trials), max(total, len(trials))
+        self.metric, self.sign, self.quiet = metric, -1 if mode == "min" else 1, quiet
+        self.slots, self.rung = slots, rung
+        self.info = ""  # the last result in words
+        self._paces: collections.deque[float] = collections.deque(maxlen=RECENT)
+        self._peak = 1  # trials that ran side by side
+        self._named: tuple[dict[str, str], dict[str, str]] | None = None
+        self._screen = None
+        self._paint: Callable[[str, str], str] = lambda text, style: text
+        self._news, self._drawn, self._said = True, 0.0, time.monotonic()
+        # The watching thread draws while the caller reports. Nothing is printed under the lock.
+        self._lock, self._closed = threading.RLock(), threading.Event()
+        self._watching: threading.Thread | None = None
+        for one in self.trials.values():
+            if one.status in AT_WORK:
+                one.status = "planned"  # it was so in another driver
+            self._paces.extend(one.paces)
+            if one.last:
+                self._judge(one)
+
+    def __enter__(self) -> "Trials":
+        if not self.quiet:
+            from util import live
+
+            self._screen, self._paint = live.screen(), live.painter()
+            if self._screen:
+                self._screen.open()
+            self._watching = threading.Thread(target=self._watch, daemon=True)
+            self._watching.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed.set()
+        if self._watching:
+            self._watching.join()
+        if self._screen:
+            self._screen.close()
+            self._screen = None
+
+    # What the caller reports.
+
+    def add(self, name: str, values: dict[str, Any], rounds: float) -> None:
+        """A search algorithm has suggested another trial."""
+        with self._changes():
+            self.trials[name] = Shown(values, rounds)
+            self.total = max(self.total, len(self.trials))
+            self._named = None
+
+    def start(self, name: str) -> None:
+        """`name` begins, or continues, in a worker."""
+        one = self.trials[name]
+        with self._changes():
+            one.begin(time.monotonic())
+            at_work = sum(other.status in AT_WORK for other in self.trials.values())
+            self._peak = max(self._peak, at_work)
+        if self._plain and self.total > 1:
+            after = f" after round {one.round:g}" if one.round else ""
+            self.say(f"{name} started{after}")
+
+    def round(self, name: str, result: dict[str, Any]) -> None:
+        """`name` has done one more round, with this result."""
+        one = self.trials[name]
+        with self._changes():
+            first, ends = not one.heard, result.get("done")
+            pace = one.take(result, time.monotonic())
+            if pace is not None:
+                self._paces.append(pace)
+            self._judge(one)
+            self.info = (f"{name}  " if self.total > 1 else "") + summary(result)
+        if result.get("weights"):
+            self.say(f"{name}: {result['weights']}")
+        due = first or time.monotonic() - self._said >= EVERY
+        wanted = due or ends if self.total == 1 else due and not ends  # `end` tells of those
+        if self._plain and wanted:
+            self.say(self._line(self.info))
+
+    def partial(self, name: str, split: str, done: int, count: int) -> None:
+        """`name` is within a round: `done` of `count` minibatches of `split`."""
+        one = self.trials[name]
+        with self._changes():
+            share = done / max(count, 1) if split == "train" else 1.0
+            one.within, one.since = min(share, 1.0) * 0.999, time.monotonic()
+            one.where = f"{split} {done}/{count}"
+
+    def end(self, name: str, status: str, why: str | None = None) -> None:
+        """`name` runs no more: done, stopped, failed, diverged or interrupted."""
+        one = self.trials[name]
+        with self._changes():
+            one.status, one.within, one.where = status, 0.0, ""
+        because = f": {why}" if why else ""
+        if self._screen and status in ("failed", "diverged"):
+            self.say(f"{name} {status}{because}", status)
+        elif self._plain and (self.total > 1 or status != "done"):
+            self.say(f"{name} {status}{because}{self._outcome(one)}", status)
+
+    def retry(self, name: str, why: str) -> None:
+        """The worker of `name` died; it continues in another."""
+        one = self.trials[name]
+        with self._changes():
+            one.begin(time.monotonic())
+            one.status = "retried"
+        self.say(f"{name}: {why}; it continues", "retried")
+
+    def say(self, text: str, status: str = "") -> None:
+        """One line of its own, in the colour of a status."""
+        if self.quiet:
+            return
+        self._said, color = time.monotonic(), COLORS.get(status, "")
+        # The trials go on when the terminal is gone, and when a signal speaks within a word.
+        with contextlib.suppress(OSError, RuntimeError):
+            if self._screen:
+                self._screen.say(text, color)
+            else:
+                print(self._paint(printable(text), color), file=sys.stderr, flush=True)
+
+    # What follows from it.
+
+    @property
+    def share(self) -> float:
+        """The share of the rounds to be expected that is done, 0 to 1."""
+        with self._lock:
+            return self._forecast().share()
 
     def eta(self) -> str:
-        """The time that the rest will take at the pace so far."""
-        if self.share <= 0:
-            return "--:--"
-        return clock((time.monotonic() - self.start) * (1 / self.share - 1))
+        """The time that the rest will take, at the median pace of the last rounds."""
+        with self._lock:
+            seconds = self._forecast().seconds_left(self._peak, time.monotonic())
+        return "--:--" if seconds is None else clock(seconds)
+
+    def picture(self, width: int, height: int) -> "RenderableType":
+        """What a terminal of this size shows now, as rich draws it."""
+        from util import live
+
+        with self._lock:
+            if self.total == 1:
+                return live.bar(self.share, f"ETA {self.eta()}  {self._alone()}", width)
+            shown = self._chosen(max(1, height - 4))
+            columns = self._columns(shown)
+            kept = live.fit(columns, width)
+            notes = [self._more(shown, len(columns) - len(kept)), self._footer(width)]
+            waits = [self.trials[name].status == "planned" for name in shown]
+        return live.board(kept, waits, [note for note in notes if note])
+
+    # How it is told.
+
+    @contextlib.contextmanager
+    def _changes(self) -> Iterator[None]:
+        with self._lock:
+            yield
+            self._news = True
+
+    def _forecast(self) -> _Forecast:
+        return _Forecast(self.trials.values(), self.total, self._paces)
+
+    def _judge(self, one: Shown) -> None:
+        """What its last result says: the rung it has reached, and whether it is its best."""
+        if self.rung:
+            one.rung = self.rung(one.last)
+        value = _finite(one.last.get(self.metric))
+        if value is not None and (one.best is None or self.sign * (value - one.best) > 0):
+            one.best = value
+
+    @property
+    def _plain(self) -> bool:
+        """Whether events get lines of their own, for want of a table."""
+        return not (self._screen or self.quiet)
+
+    def _watch(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone; the trials go on
+            while not self._closed.wait(REFRESH):
+                self._tick()
+
+    def _tick(self) -> None:
+        """Draw when there is news, or say after a long silence that all is well."""
+        now = time.monotonic()
+        if self._screen:
+            if self._news or now - self._drawn >= 1:
+                self._news, self._drawn = False, now
+                self._screen.draw(self.picture)
+        elif now - self._said >= HEARTBEAT:
+            self.say(self._alive())
+
+    # Its words.
+
+    def _alone(self) -> str:
+        """How far the only trial is."""
+        one = next(iter(self.trials.values()), Shown({}, 1.0))
+        at = self.info or f"round {one.round:g}/{one.rounds:g}"
+        return f"{at}  {one.where}" if one.where and not self._screen else at
 
     def _line(self, info: str) -> str:
-        trials = f"{self.ended}/{self.trials} trials  " if self.trials > 1 else ""
-        return f"{trials}{info}  ETA {self.eta()}"
+        ended = sum(one.status in ENDED for one in self.trials.values())
+        trials = f"{ended}/{self.total} trials - " if self.total > 1 else ""
+        return f"{trials}{info} - ETA {self.eta()}"
+
+    def _alive(self) -> str:
+        """The line of a heartbeat."""
+        with self._lock:
+            if self.total == 1:
+                return self._line(self._alone())
+            within = [
+                f" - {name} {one.where}" for name, one in self.trials.items() if one.where
+            ]
+            return self._footer() + "".join(within[:1])
+
+    def _outcome(self, one: Shown) -> str:
+        """What a trial that has ended reached, and what is left to the others."""
+        text = ""
+        if one.last:
+            last = figure(_finite(one.last.get(self.metric)))
+            best = f" (best {figure(one.best)})" if one.best is not None else ""
+            text = f" - round {one.round:g}/{one.rounds:g} - {self.metric} {last}{best}"
+        return f"{text} - ETA {self.eta()}" if self.total > 1 else text
+
+    def _footer(self, width: int | None = None) -> str:
+        """Counts, the best so far, what is in use, the time left; in a width, what fits."""
+        count = collections.Counter(one.status for one in self.trials.values())
+        count["running"] += count.pop("retried", 0)
+        first = [f"{count['done']}/{self.total} done"]
+        first += [f"{count[status]} {status}" for status in COLORS
+                  if count[status] and status != "done"]  # fmt: skip
+        last = [f"ETA {self.eta()}"]
+        best, slots = self._best(), [self.slots] if self.slots else []
+        named = [f"best {self.metric} {best}"] if best else []
+        short = [f"best {best}"] if best else []
+        text = ""
+        for middle in (named + slots, short + slots, short, []):
+            text = " - ".join(first + middle + last)
+            if width is None or len(text) <= width:
+                break
+        return text
+
+    def _best(self) -> str:
+        """The best value so far and whose it is, such as "0.9120 (0003)"."""
+        scored = [name for name, one in self.trials.items() if one.best is not None]
+        if not scored:
+            return ""
+        name = min(scored, key=lambda name: self._rank(self.trials[name]))
+        return f"{figure(self.trials[name].best)} ({self._names()[0][name]})"
+
+    # Its table.
+
+    def _chosen(self, room: int) -> list[str]:
+        """The names that are shown, best first; those at work are the last to be left out."""
+        order = {name: (self._rank(one), number)
+                 for number, (name, one) in enumerate(self.trials.items())}  # fmt: skip
+        wanted = sorted(
+            order, key=lambda name: (self.trials[name].status not in AT_WORK, order[name])
+        )
+        return sorted(wanted[:room], key=order.__getitem__)
+
+    def _rank(self, one: Shown) -> tuple[int, float]:
+        if one.best is not None:
+            return 0, -self.sign * one.best
+        return (1 if one.status in AT_WORK else 2 if one.status in ENDED else 3), 0.0
+
+    def _more(self, shown: list[str], columns: int) -> str:
+        """What the table leaves out."""
+        hidden = collections.Counter(one.status for one in self.trials.values())
+        hidden.subtract(self.trials[name].status for name in shown)
+        hidden["planned"] += self.total - len(self.trials)
+        kinds = [f"{count} {status}" for status, count in hidden.most_common() if count]
+        left_out = [f"{self.total - len(shown)} more ({', '.join(kinds)})"] if kinds else []
+        left_out += [f"{columns} columns left out"] if columns else []
+        return "... " + ", ".join(left_out) if left_out else ""
+
+    def _names(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Short names of the trials, and headings of the parameters that vary."""
+        if self._named is None:
+            self._named = (
+                short_names(list(self.trials)),
+                headings([one.values for one in self.trials.values()]),
+            )
+        return self._named
+
+    def _columns(self, shown: list[str]) -> "list[Column]":
+        """All columns; `spare` orders what a narrow terminal does without."""
+        from util.live import Column
+
+        names, heads = self._names()
+        trials = [self.trials[name] for name in shown]
+        colors = [COLORS.get(one.status, "") for one in trials]
+        columns = [
+            Column("trial", [names[name] for name in shown], shrinks=True),
+            Column("status", [one.status for one in trials], spare=3, styles=colors),
+        ]
+        for number, (name, head) in enumerate(heads.items()):
+            values = [one.values.get(name) for one in trials]
+            cells = [setting(one.values[name]) if name in one.values else "" for one in trials]
+            columns.append(Column(head, cells, _numbers(values), 10 + number, shrinks=True))
+        numbers = [
+            ("round", [_place(one) for one in trials], 1),
+            ("last", [_value(one.last.get(self.metric)) for one in trials], 50),
+            ("best", [_value(one.best) for one in trials], 2),
+            ("rung", [one.rung for one in trials], 5),
+            ("s/round", [_value(one.last.get("round_s"), ".1f") for one in trials], 60),
+            ("ETA", self._times(trials), 4),
+        ]
+        return columns + [Column(head, cells, True, spare) for head, cells, spare in numbers
+                          if head != "rung" or self.rung]  # fmt: skip
+
+    def _times(self, trials: list[Shown]) -> list[str]:
+        """When each that is at work will have done all its rounds."""
+        forecast, now = self._forecast(), time.monotonic()
+        return [
+            "" if one.status not in AT_WORK else "--:--" if forecast.pace is None
+            else clock(forecast.seconds(one, one.rounds - one.at, now))
+            for one in trials
+        ]  # fmt: skip
 
 
-class _Bar:
-    """A bar of rich on stderr; names are printed as they are, without markup."""
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
 
-    def __init__(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        self.console = Console(stderr=True)
-        self.progress = Progress(
-            BarColumn(30), TaskProgressColumn(), TextColumn("{task.description}", markup=False),
-            console=self.console, transient=True,
-        )  # fmt: skip
-        self.task = self.progress.add_task("", total=1.0)
+def _place(one: Shown) -> str:
+    at = f"{math.floor(one.at * 10) / 10:.1f}" if one.where else f"{one.at:g}"
+    return f"{at}/{one.rounds:g}"
 
-    def open(self) -> None:
-        self.progress.start()
 
-    def close(self) -> None:
-        self.progress.stop()
+def _value(value: Any, form: str = "") -> str:
+    number = _finite(value)
+    return "" if number is None else format(number, form) if form else figure(number)
 
-    def show(self, share: float, text: str) -> None:
-        self.progress.update(self.task, completed=share, description=printable(text))
 
-    def say(self, text: str) -> None:
-        self.console.print(printable(text), markup=False, highlight=False)
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The number at the end of a trial's name, where it has one of its own."""
+    ends = {name: (re.search(r"\d+$", name) or [name])[0] for name in names}
+    count = collections.Counter(ends.values())
+    return {name: end if count[end] == 1 else name for name, end in ends.items()}
+
+
+def headings(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The names whose values differ between rows, by their last part where that is clear."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    vary = [name for name in names if len({repr(row.get(name)) for row in rows}) > 1]
+    leaves = collections.Counter([*HEADS, *(name.rpartition(".")[2] for name in vary)])
+    return {name: leaf if leaves[leaf := name.rpartition(".")[2]] == 1 else name
+            for name in vary}  # fmt: skip

@@ -60,6 +60,10 @@ class Store:
         return {**block, **{key: value[chosen] for key, value in self.made.items()}}
 
 
+class NotPrepared(UserError):
+    """The data file is not there, and making it was not asked for."""
+
+
 @gin.configurable(denylist=["split"])
 class BaseDataset:
     """One split of a data set: which rows of its file, and in which blocks they are visited.
@@ -96,6 +100,7 @@ class BaseDataset:
     space: Literal["rgb", "lab"] = "rgb"
     # Colour space -> published (mean, std); without them those in the file hold.
     published: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
+    may_prepare = True  # whether a missing data file is made; a dry run makes none
 
     def __init__(
         self,
@@ -129,6 +134,8 @@ class BaseDataset:
         self.chunk_size = chunk_size
         self.remote_loading = remote_loading
         self.path = self.find()
+        if not (self.may_prepare or self.path.exists()):
+            raise NotPrepared(f"{self.path} is made when it is first used")
         hdf5.create(self.path, lambda file: fill(file, self.path, self.source()))
         self.attributes = hdf5.attributes(self.path)
         self.store = self._open(predict_pose)
