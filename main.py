@@ -214,12 +214,11 @@ def _stopped(plan: Plan) -> str:
     return f"interrupted; continue with: python main.py -e {plan.exp_id} --resume"
 
 
-def _progress(plan: Plan, found: list, args: argparse.Namespace, slots: str = "") -> Trials:
+def _progress(plan: Plan, found: list, args: argparse.Namespace) -> Trials:
     metric, mode = plan.objectives[0]
     quiet = args.quiet or plan.exp_args["verbose"] == 0
-    return Trials(
-        shown(plan, found), total=plan.total, metric=metric, mode=mode, quiet=quiet, slots=slots
-    )
+    trials = shown(plan, found)
+    return Trials(trials, total=plan.total, metric=metric, mode=mode, quiet=quiet)
 
 
 def _local(plan, given, found, interrupts, args) -> tuple[dict, dict]:
@@ -241,13 +240,11 @@ def _ray(plan, given, found, interrupts, args) -> tuple[dict, dict]:
         have = study.start(args.address, args.quiet, plan.folder)
         interrupts.listen()
         resources, notes = plans.fit_resources(plan.exp_args["resources_per_trial"], *have)
-        most = plans.at_once(resources, *have)
-        slots = f"CPU {have[0]:g}" + (f" GPU {have[1]:g}" if have[1] else "")
-        with _progress(plan, found, args, slots) as progress:
+        with _progress(plan, found, args) as progress:
             interrupts.say = progress.say
             for note in notes:
                 progress.say(note)
-            return study.run(plan, given, progress, resources, interrupts, args.quiet, most,
+            return study.run(plan, given, progress, resources, interrupts, args.quiet, have,
                              found[-1].rounds if found else 0)  # fmt: skip
     finally:
         study.stop()

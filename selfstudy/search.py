@@ -159,6 +159,20 @@ def missing(error: Exception) -> str:
     return cause(error)
 
 
+def rung(scheduler: TrialScheduler | None) -> Callable[[dict[str, Any]], str] | None:
+    """How to tell the last of ASHA's rungs that a result has passed; None for the others."""
+    if not isinstance(scheduler, AsyncHyperBandScheduler):
+        return None
+    name = scheduler._time_attr
+    rungs = sorted({at for bracket in scheduler._brackets for at, _ in bracket._rungs})
+
+    def passed(result: dict[str, Any]) -> str:
+        below = [at for at in rungs if at <= result.get(name, 0)]
+        return f"{below[-1]:g}" if below else ""
+
+    return passed
+
+
 def check(given: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
     """Find what cannot work together before Ray starts.
 

@@ -48,17 +48,29 @@ HOUSEKEEPING = 10.0  # seconds between two looks at the quota and the mirror
 
 
 class Worker(tune.Trainable):
-    """One trial inside a Ray actor; the next trial reuses the actor."""
+    """One trial inside a Ray actor; the next trial reuses the actor.
+
+    The trial is built when its first round is asked for, not in `setup`: Ray starts actors
+    ahead, and gives a trial whose actor still starts to one that has become free. That one may
+    have finished the trial when the first comes to its `setup`.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Build the trial that Ray's trial is named after.
+        """Take the configuration.
 
-        The configuration has `selfstudy` (the experiment's folder, resources, quiet) and, in
-        population based training, gin names with the values that hold now.
+        It has `selfstudy` (the experiment's folder, resources, quiet) and, in population based
+        training, gin names with the values that hold now.
         """
-        about = config[OWN]
         logging.getLogger("ray").setLevel(logging.WARNING)  # not each checkpoint is news
+        self._about = config[OWN]
+        self._mutated = {key: item for key, item in config.items() if "." in key}
+        self._failed: str | None = None
+        self._trial: Trial | None = None
         self._quiet = contextlib.ExitStack()
+
+    def _build(self) -> None:
+        """Build the trial that Ray's trial is named after."""
+        about = self._about
         if about["quiet"]:
             nowhere = self._quiet.enter_context(open(os.devnull, "w"))
             self._quiet.enter_context(contextlib.redirect_stdout(nowhere))
@@ -66,15 +78,12 @@ class Worker(tune.Trainable):
         plan = plans.Plan.read(Path(about["folder"]))
         # The name, since population based training copies configurations between trials.
         row = next(row for row in plan.rows if row.name == self.trial_name)
-        overrides = row.overrides | {key: item for key, item in config.items() if "." in key}
         self._folder, self._metrics = plan.folder / row.name, plan.objectives
-        self._failed: str | None = None
-        self._trial: Trial | None = None
         use_share(about["resources"])
         self._trial = self._noting(
             lambda: Trial(
                 plan.spec,
-                overrides,
+                row.overrides | self._mutated,
                 self._folder,
                 Rules(**plan.rules),
                 plan.command,
@@ -86,6 +95,8 @@ class Worker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One round; `failed` and `interrupted` tell of one that was none."""
+        if not (self._trial or self._failed):
+            self._build()
         if not self._failed:
             result = self._noting(self._trial.step)
             if result is not None:
@@ -121,16 +132,19 @@ class Worker(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Our own checkpoint, in the trial's folder; Ray gets its path."""
-        if self._trial and self._trial.result and not self._failed:
-            self._noting(self._trial.save_last)
+        if not self._trial or self._failed:
+            return {"folder": ""}
+        self._noting(self._trial.save_last)
         found = checkpoints.checkpoints(self._folder)
         return {"folder": str(found[0]) if found else ""}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over another trial's state; from its own, `setup` has continued already."""
-        folder = Path(checkpoint["folder"] or self._folder / "none")
-        if folder.parent != self._folder and self._trial:
-            self._noting(lambda: self._trial.adopt(folder))
+        """Take over another trial's state; from its own, a trial continues by itself."""
+        folder = Path(checkpoint["folder"])
+        if checkpoint["folder"] and folder.parent.name != self.trial_name:
+            self._build()
+            if self._trial:
+                self._noting(lambda: self._trial.adopt(folder))
 
     def cleanup(self) -> None:
         """Close what the trial writes to."""
@@ -142,8 +156,16 @@ class Worker(tune.Trainable):
 class _Watch(tune.Callback):
     """Writes down and shows what Ray's trials do."""
 
-    def __init__(self, plan: plans.Plan, progress: Trials, interrupts: Interrupts):
+    def __init__(
+        self,
+        plan: plans.Plan,
+        progress: Trials,
+        interrupts: Interrupts,
+        resources: dict[str, float],
+        have: dict[str, float],
+    ):
         self.plan, self.progress, self.interrupts = plan, progress, interrupts
+        self.resources, self.have = resources, have
         self.failed: dict[str, str] = {}
         self.unsaved: dict[str, str] = {}
         self.running: set[str] = set()
@@ -157,8 +179,15 @@ class _Watch(tune.Callback):
     def __getstate__(self) -> dict:
         return {}  # Ray stores its callbacks
 
+    def _show_slots(self) -> None:
+        used = {name: len(self.running) * share for name, share in self.resources.items()}
+        self.progress.slots = " ".join(
+            f"{name.upper()} {used[name]:g}/{self.have[name]:g}" for name in used
+        )
+
     def _end(self, name: str, status: str, why: str | None, result: dict) -> None:
         self.running.discard(name)
+        self._show_slots()
         number = result.get("round", 0)
         self.plan.note("trial", name=name, status=status, why=why, round=number)
         self.progress.end(name, status, why)
@@ -194,6 +223,7 @@ class _Watch(tune.Callback):
             self.plan.note("trial", name=name, status="started", why=None, round=0)
             self.progress.start(name)
         self.running.add(name)
+        self._show_slots()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         name = str(trial)
@@ -400,7 +430,7 @@ def run(
     resources: dict[str, float],
     interrupts: Interrupts,
     quiet: bool,
-    at_once: int,
+    have: tuple[float, float],
     rounds: float = 0,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Run the unfinished trials on the Ray that `start` reached.
@@ -412,7 +442,7 @@ def run(
         resources: of one trial.
         interrupts: tells when to stop.
         quiet: nothing that workers print.
-        at_once: trials that fit side by side.
+        have: CPUs and GPUs that there are.
         rounds: length of a trial that a search adds.
 
     Returns:
@@ -421,8 +451,10 @@ def run(
     todo = {row.name for row in plan.unfinished()}
     numbers = [number for number, row in enumerate(plan.rows) if row.name in todo]
     scheduler, inner = search.scheduler(given) or FIFOScheduler(), search.searcher(given)
-    watch = _Watch(plan, progress, interrupts)
-    most = min(at_once, given["max_concurrent"] or at_once)
+    shares = dict(zip(("cpu", "gpu"), have, strict=True))
+    watch = _Watch(plan, progress, interrupts, resources, shares)
+    progress.rung = search.rung(scheduler)
+    most = min(plans.at_once(resources, *have), given["max_concurrent"] or sys.maxsize)
     space: dict[str, Any] = {
         OWN: {"folder": str(plan.folder), "resources": resources, "quiet": quiet},
         "number": tune.grid_search(numbers),

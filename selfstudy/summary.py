@@ -56,6 +56,8 @@ def results(plan: Plan, failed: dict[str, str], seconds: float) -> str:
     lines = []
     for row in rows[:SHOWN]:
         last = lasts[row.name]
+        if last.get("exploited"):  # population based training has changed its values
+            row = Row(row.name, plan.current(row))
         numbers = [_number(last.get(name)) for name in shown]
         lines.append([row.name, *(setting(row.overrides.get(name)) for name in names),
                       f"{last.get('round', 0):g}", *numbers,

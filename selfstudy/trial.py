@@ -232,7 +232,9 @@ class Trial:
         """Load the newest checkpoint that verifies, and cut the results back to it."""
         found = snapshot.newest(self.folder)
         rows = files.read_lines(self.folder / paths.RESULT)
-        if found:
+        if rows and rows[-1].get("done"):
+            self.result = rows[-1]  # it has ended, whatever it has saved
+        elif found:
             self.session.load_state_dict(found.state())
             self._go_on_from(found.card["result"], rows)
         elif rows:
@@ -263,7 +265,8 @@ class Trial:
             return
         self.session.adopt(found.state())
         rows = files.read_lines(self.folder / paths.RESULT)
-        self._go_on_from(found.card["result"] | {"exploited": donor, "done": False}, rows)
+        ended = {"exploited": donor, "done": self.session.finished}
+        self._go_on_from(found.card["result"] | ended, rows)
         self.save(self.result)
 
     @property

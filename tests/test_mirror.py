@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,8 +149,10 @@ def test_another_process_knows_what_is_there(mirror, exp_dir):
     mirror.upload(exp_dir / "grid")
     for name in visible():
         older(name)
-    fresh = Mirror.from_environment()
-    assert fresh.upload(exp_dir / "grid") == 0
+    assert Mirror.from_environment().upload(exp_dir / "grid") == 0
+    write(f"{TRIAL}/params.json", "{ }")
+    older(f"{TRIAL}/params.json")
+    assert Mirror.from_environment().upload(exp_dir / "grid") == 1
     checkpoint(f"{TRIAL}/checkpoint_000001", os.urandom(1000))  # of the same size
     older(f"{TRIAL}/checkpoint_000001/card.json")
     assert Mirror.from_environment().upload(exp_dir / TRIAL) == 3
@@ -159,15 +162,29 @@ def test_a_pruned_checkpoint_goes_there_too(mirror, exp_dir):
     experiment()
     mirror.upload(exp_dir / "grid")
     assert mirror.prune(exp_dir / "grid") == 0
+    shutil.move(exp_dir / TRIAL / "checkpoint_000002", exp_dir)
+    assert mirror.prune(exp_dir / "grid") == 0, "the newest is kept: it may have been lost here"
+    shutil.move(exp_dir / "checkpoint_000002", exp_dir / TRIAL)
     shutil.rmtree(exp_dir / TRIAL / "checkpoint_000001")
     assert mirror.prune(exp_dir / TRIAL) == 1
     before = visible()
-    shutil.rmtree(exp_dir / TRIAL / "checkpoint_000002")
-    assert mirror.prune(exp_dir / "grid") == 0, "the newest is kept: it may have been lost here"
     shutil.rmtree(exp_dir)
     assert mirror.prune(exp_dir / "grid") == 0
     mirror.download("grid")
     assert visible() == before
+
+
+def test_the_error_of_a_trial_that_was_tried_again_goes_there_too(mirror, exp_dir):
+    experiment()
+    error = write(f"{TRIAL}/error.txt", "it failed")
+    mirror.upload(exp_dir / "grid")
+    assert mirror.prune(exp_dir / "grid") == 0
+    error.unlink()
+    assert mirror.prune(exp_dir / TRIAL) == 1
+    shutil.move(exp_dir / TRIAL, exp_dir / "aside")
+    assert mirror.prune(exp_dir / "grid") == 0
+    mirror.download("grid")
+    assert not error.exists()
 
 
 def test_a_relocated_snapshot_is_mirrored(mirror, exp_dir):
@@ -316,6 +333,28 @@ def test_a_damaged_checkpoint_stays_there(mirror, exp_dir):
         mirror.download("grid")
     assert not (exp_dir / place).exists()
     assert visible() == {name: item for name, item in good.items() if place not in name}
+
+
+@pytest.mark.parametrize("gone", [["card.json"], ["card.json", "snapshot"], ["snapshot"]])
+def test_half_a_checkpoint_stays_there(mirror, exp_dir, gone):
+    experiment()
+    mirror.upload(exp_dir / "grid")
+    place = f"{TRIAL}/checkpoint_000001"
+    for name in gone:
+        mirror.filesystem.delete_file(f"{mirror.root}/{place}/{name}")
+    shutil.rmtree(exp_dir)
+    assert mirror.download("grid") == 10
+    assert not (exp_dir / place).exists()
+
+
+def test_two_processes_may_send_the_same(disk, exp_dir):
+    before = experiment()
+    mirrors = [Mirror.from_environment() for _ in range(6)]
+    with ThreadPoolExecutor(len(mirrors)) as pool:
+        list(pool.map(lambda each: each.upload(exp_dir / "grid"), mirrors))
+    shutil.rmtree(exp_dir)
+    disk.download("grid")
+    assert visible() == before
 
 
 def test_files_that_vanish_during_an_upload_are_no_error(disk, exp_dir, monkeypatch):

@@ -1,9 +1,59 @@
-"""placeholder, being written."""
+"""What TensorBoard's HParams page needs: a trial's values, and how it ended.
+
+Both entries go into the trial's own run. `SummaryWriter.add_hparams` would make a run beside it
+and describe the whole experiment with that one trial's names; the page believes the first
+description that it finds. Without any it puts together the names of all trials, and takes every
+scalar of their runs as a metric. TensorBoard is imported late, as the writer is.
+"""
+
+import math
+import time
+from typing import Any
 
 
-def start(writer, values):
-    """x."""
+def start(writer: Any, values: dict[str, Any]) -> None:
+    """Write a trial's values when it begins, or continues.
+
+    Args:
+        writer: a SummaryWriter; what follows must be written with it too.
+        values: gin name -> value. A number stays one; all else (lists, True, None) is shown as
+            the text that a gin file would have.
+    """
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    for name, value in values.items():
+        if _is_number(value):
+            info.hparams[name].number_value = value
+        else:
+            info.hparams[name].string_value = value if isinstance(value, str) else repr(value)
+    data = plugin_data_pb2.HParamsPluginData(session_start_info=info)
+    _write(writer, metadata.SESSION_START_INFO_TAG, data)
 
 
-def end(writer, values, metrics):
-    """x."""
+def end(writer: Any, failed: bool = False) -> None:
+    """Write that a trial has ended; its metrics are the last scalars of its run.
+
+    Args:
+        writer: as for `start`.
+        failed: whether it diverged.
+    """
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
+    info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+    _write(writer, metadata.SESSION_END_INFO_TAG, data)
+
+
+def _is_number(value: Any) -> bool:
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and math.isfinite(value)
+
+
+def _write(writer: Any, tag: str, data: Any) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+
+    entry = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data))
+    writer.file_writer.add_summary(Summary(value=[entry]))

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import paths
-from util.checkpoints import FILES, check, checkpoints, is_snapshot, under_experiments
+from util.checkpoints import FILES, check, checkpoints, is_snapshot, is_trial, under_experiments
 from util.errors import UserError, printable
 from util.files import sync_folder
 
@@ -193,23 +194,24 @@ class Mirror:
             if not self._stores_objects:
                 folder, _, last = target.rpartition("/")
                 self.filesystem.create_dir(folder)
-                aside = f"{folder}/.{last}.part"
+                # The driver and a worker may send the same file at the same time.
+                aside = f"{folder}/.{last}.{uuid.uuid4().hex}.part"
             with self.filesystem.open_output_stream(aside, compression=None) as stream:
                 shutil.copyfileobj(source, stream, 1 << 20)
         if aside != target:
             self.filesystem.move(aside, target)
 
     def prune(self, folder: Path) -> int:
-        """Delete checkpoints in the mirror that were deleted here.
+        """Delete in the mirror what was deleted here: checkpoints, and errors that are mended.
 
-        Only those go for which the trial has a newer one here: a folder that was lost, or not
-        downloaded yet, takes nothing with it.
+        Only those checkpoints go for which the trial has a newer one here: a folder that was
+        lost, or not downloaded yet, takes nothing with it.
 
         Args:
             folder: that of an experiment or of a trial.
 
         Returns:
-            How many checkpoints were deleted.
+            How many checkpoints and files were deleted.
 
         Raises:
             OSError: the mirror cannot be reached or written.
@@ -217,6 +219,9 @@ class Mirror:
         count = 0
         with _as_os_errors():
             names = self._files(_name(folder))
+            for name in filter(_is_mended, names):
+                self.filesystem.delete_file(self._at(name))
+                count += 1
             for place in sorted({name.rpartition("/")[0] for name in names}):
                 if _is_outdated(paths.EXP_DIR / place):
                     if f"{place}/{paths.CARD}" in names:  # first, so that no half looks whole
@@ -419,6 +424,12 @@ def _is_outdated(place: Path) -> bool:
         return False
     return any(here.name > place.name and is_snapshot(here)
                for here in checkpoints(place.parent))  # fmt: skip
+
+
+def _is_mended(name: str) -> bool:
+    """Whether a file is the error of a trial that has been tried again since."""
+    file = paths.EXP_DIR / name
+    return file.name == paths.ERROR and is_trial(file.parent) and not file.exists()
 
 
 def _verifies(folder: Path) -> bool:
