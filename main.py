@@ -16,7 +16,8 @@ from selfstudy.configure import Spec, text_of
 from selfstudy.interrupt import Interrupted, Interrupts
 from selfstudy.plan import Plan
 from util.environment import cpus
-from util.errors import UserError, reports_errors
+from util.errors import UserError, cause, reports_errors
+from util.mirror import Mirror
 from util.progress import Shown, Trials
 
 DEFAULT_GIN = ("digits/r9/classify",)
@@ -78,7 +79,8 @@ def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
 
 def refuse_existing(plan: Plan) -> None:
     """An experiment is never mixed with another of the same name."""
-    if plan.exists():
+    mirror = Mirror.from_environment()
+    if plan.exists() or (mirror and mirror.has(plan.exp_id)):
         raise UserError(
             f"experiment '{plan.exp_id}' exists already: continue it with "
             f"python main.py -e {plan.exp_id} --resume, or choose another -e",
@@ -87,12 +89,13 @@ def refuse_existing(plan: Plan) -> None:
 
 
 def _stored(args: argparse.Namespace) -> Plan:
-    from util.mirror import Mirror
-
     if not args.exp_id:
         raise UserError("--resume needs the experiment: python main.py -e EXP_ID --resume")
-    if (mirror := Mirror.from_environment()) and mirror.has(args.exp_id):
-        print(f"{mirror.download(args.exp_id)} files from the mirror", file=sys.stderr)
+    try:
+        if (mirror := Mirror.from_environment()) and mirror.has(args.exp_id):
+            print(f"{mirror.download(args.exp_id)} files from the mirror", file=sys.stderr)
+    except OSError as error:
+        raise UserError(f"the mirror cannot be read: {cause(error)}") from None
     plan = Plan.stored(args.exp_id)
     ray_config = args.ray_config and args.ray_config.removesuffix(".py")
     for flag, came, was in (
@@ -191,6 +194,7 @@ def execute(plan: Plan, given: dict[str, Any], found: list, args: argparse.Names
             failed, unsaved = runner(plan, given, found, interrupts, args)
         code = interrupts.code or (3 if failed or unsaved or _diverged(plan) else 0)
         plan.note("end", code=code)
+        _upload(plan)
     print(f"\n{summary.results(plan, failed, time.monotonic() - start)}")
     if interrupts.code:
         print(f"\n{_stopped(plan)}", file=sys.stderr)
@@ -204,6 +208,15 @@ def execute(plan: Plan, given: dict[str, Any], found: list, args: argparse.Names
     if not code and (lines := summary.next_commands(plan, DEFAULT_GIN)):
         print("\nnext:", *lines, sep="\n  ")
     return code
+
+
+def _upload(plan: Plan) -> None:
+    """Leave the mirror with everything that is here."""
+    try:
+        if mirror := Mirror.from_environment():
+            mirror.upload(plan.folder)
+    except (OSError, UserError) as error:
+        print(f"the mirror is not up to date: {cause(error)}", file=sys.stderr)
 
 
 def _diverged(plan: Plan) -> bool:

@@ -302,9 +302,10 @@ def overridden(given: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]
     for text in settings:
         key, equals, value = (part.strip() for part in text.partition("="))
         entry, dot, inner = key.partition(".")
-        if not equals or not value or entry not in DEFAULTS:
-            known = nearest(entry, DEFAULTS)
-            raise UserError(f"--set '{text}': expected an entry, as in num_samples=40{known}")
+        if not equals or not value:
+            raise UserError(f"--set '{text}': expected KEY=VALUE, as in num_samples=40")
+        if entry not in DEFAULTS:
+            raise UserError(f"--set '{text}': no entry '{entry}'{nearest(entry, DEFAULTS)}")
         if dot and not isinstance(given[entry], dict):
             raise UserError(f"--set '{text}': {entry} has no parts")
         try:

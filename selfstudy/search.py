@@ -134,12 +134,13 @@ def _made(kind: str, wanted: Any, known: dict, create: Callable) -> Any:
         raise UserError(
             f"ray config: '{kind}' takes an object of Ray, a name or a dict with one"
         )
+    names = [*known, *(alias for alias, own in ALIASES.items() if own in known)]
     name = ALIASES.get(name, name)
     if name not in known:
-        raise UserError(f"ray config: no {kind} is called '{name}'{nearest(name, known)}")
+        raise UserError(f"ray config: no {kind} is called '{name}'{nearest(name, names)}")
     try:
         cls = known[name]() if inspect.isfunction(known[name]) else known[name]
-        taken = inspect.signature(cls.__init__).parameters
+        taken = list(inspect.signature(cls.__init__).parameters)[1:]
         for key in arguments:
             if key not in taken:
                 raise UserError(f"ray config: {name} takes no '{key}'{nearest(key, taken)}")

@@ -214,6 +214,7 @@ class _Watch(tune.Callback):
         if self.mirror:
             try:
                 self.mirror.upload(self.plan.folder)
+                self.mirror.prune(self.plan.folder)
             except OSError as error:
                 self.progress.say(f"the mirror was not reached: {cause(error)}")
 

@@ -215,7 +215,7 @@ class Trial:
         self.session = job()(torch.device(device) if device else best_device())
         self.config = configure.operative_text()
         self.values = configure.operative()
-        self.mirror = Mirror.from_environment()
+        self.mirror = self._reach_mirror()
         self.seconds = 0.0
         self.result: dict[str, Any] = {}  # the last line of `result.json`
         self._kept: tuple[dict, dict] | None = None  # state and result of the last round
@@ -411,6 +411,14 @@ class Trial:
             return -math.inf
         return value if self.rules.mode == "max" else -value
 
+    def _reach_mirror(self) -> Mirror | None:
+        """The mirror; the driver has checked it, so that one that is gone now may come back."""
+        try:
+            return Mirror.from_environment()
+        except UserError as error:
+            warnings.warn(f"checkpoints stay here alone: {error.text}", stacklevel=2)
+            return None
+
     def _upload(self) -> None:
         """Copy the folder to the mirror; one that cannot be reached does not end the trial."""
         if self.mirror:
@@ -422,9 +430,7 @@ class Trial:
     def close(self) -> None:
         """Flush what is being written."""
         if self.done:
-            numbers = {key: item for key, item in self.result.items()
-                       if isinstance(item, float) and math.isfinite(item)}  # fmt: skip
-            hparams.end(self.events, self.overrides or self.values, numbers)
+            hparams.end(self.events, bool(self.result.get("diverged")))
         self.events.close()
         self._upload()
 

@@ -145,6 +145,99 @@ WRONG = [
 ]  # fmt: skip
 
 
+# The same for searches: entries of ray configs, schedulers and search algorithms.
+WRONG_SEARCHES = [
+    ("--set", "argument --set: expected at least one argument; see python main.py --help"),
+    ("--set num_samples", "--set 'num_samples': expected KEY=VALUE, as in num_samples=40"),
+    (
+        "--set num_sample=3",
+        "--set 'num_sample=3': no entry 'num_sample' - did you mean 'num_samples'? {known}",
+    ),
+    ("--set num_samples=0", "config/ray/single_run.py: 'num_samples' is 0, the least is 1"),
+    ("--set num_samples=many", "config/ray/single_run.py: 'num_samples' takes int, not 'many'"),
+    (
+        "--set checkpoint_at_end=1",
+        "config/ray/single_run.py: 'checkpoint_at_end' takes bool, not 1",
+    ),
+    (
+        "--set keep_checkpoints=-1",
+        "config/ray/single_run.py: 'keep_checkpoints' is -1, the least is 0",
+    ),
+    (
+        "--set checkpoint_quota=lots",
+        "checkpoint_quota = 'lots': expected a size such as '50GB'",
+    ),
+    ("--set mode=biggest", "config/ray/single_run.py: 'mode' is 'max' or 'min', not 'biggest'"),
+    ("--set metric.a=1", "--set 'metric.a=1': metric has no parts"),
+    (
+        "--set resources_per_trial.tpu=1",
+        "resources_per_trial: no 'tpu' - did you mean 'gpu'? {known}",
+    ),
+    ("--set resources_per_trial.cpu=-1", "resources_per_trial: cpu = -1 is no amount"),
+    (
+        "--set scheduler=ahsa",
+        "ray config: no scheduler is called 'ahsa' - did you mean 'asha'? {known}",
+    ),
+    (
+        "--set scheduler=asha metric=valid_acuracy",
+        "ray config: no metric 'valid_acuracy' - did you mean 'valid_accuracy'? {known}",
+    ),
+    (
+        "--set \"scheduler={'name': 'asha', 'grace': 2}\"",
+        "ray config: async_hyperband takes no 'grace' - did you mean 'grace_period'? {known}",
+    ),
+    (
+        "--set \"metric=['train_loss']\"",
+        "config/ray/single_run.py: each metric needs a mode: ['train_loss'] has 'max'",
+    ),
+    (
+        "--set \"config={'optimizer.lrr': 1}\"",
+        "ray config: 'optimizer' has no parameter 'lrr' - did you mean 'lr'? {known}",
+    ),
+    (
+        "--set \"config={'dataloader.batch_size': '128'}\"",
+        "ray config: 'dataloader.batch_size' takes int, not \"128\" (str); the default is 128",
+    ),
+    (
+        "-r asha -l",
+        "-l runs one trial after another, and asha compares trials as they run: leave -l out, "
+        "or add --set scheduler=None search_alg=None",
+    ),
+    (
+        "-r asha --set time_budget_s=-1",
+        "config/ray/asha.py: 'time_budget_s' is -1, the least is 0",
+    ),
+    (
+        "-r grid_search --set search_alg=optuna",
+        "ray config: 'scheduler.target_lrs' is a tune.grid_search, which a search algorithm "
+        "cannot take: write tune.choice, or leave search_alg out",
+    ),
+    (
+        "-r optuna_asha --set config.optimizer.lrr=1",
+        "ray config: 'optimizer' has no parameter 'lrr' - did you mean 'lr'? {known}",
+    ),
+    (
+        "-r optuna_asha --set metric=accuracy",
+        "ray config: no metric 'accuracy' - did you mean 'test_accuracy'? {known}",
+    ),
+    (
+        "-r pbt --set search_alg=optuna",
+        "ray config: population based training draws its own values: leave search_alg out",
+    ),
+    (
+        "-r optuna --set search_alg=optuma",
+        "ray config: no search_alg is called 'optuma' - did you mean 'optuna'? {known}",
+    ),
+    (
+        "-r optuna_multi --set scheduler=asha",
+        "ray config: several metrics need a search_alg, and a scheduler takes one metric",
+    ),
+]
+
+
+WRONG += WRONG_SEARCHES
+
+
 @pytest.mark.parametrize(("line", "expected"), WRONG, ids=[line for line, _ in WRONG])
 def test_a_wrong_command_line_is_one_line_and_starts_nothing(
     line, expected, typed, tmp_path, monkeypatch

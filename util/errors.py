@@ -23,7 +23,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """A hint such as " - did you mean 'batch_size'? (known: a, b)", to end an error line."""
     options = sorted(options)
     folded = {option.lower(): option for option in reversed(options)}
-    close = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
+    name = str(name).lower()
+    close = [option for option in folded if len(name) > 2 and option.startswith(name)]
+    close = close or difflib.get_close_matches(name, folded, n=1, cutoff=0.5)
     hint = f" - did you mean '{folded[close[0]]}'?" if close else ""
     listed = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
     return f"{hint} (known: {listed})" if options else hint

@@ -1,0 +1,473 @@
+"""Kills a study at random moments, resumes it until it is done, and looks for what was lost.
+
+`python -m bench.storm --kills 50` does so with the grid of -r simulated, whose numbers are a
+function of configuration and round. It prints what became of the trials beside those of a study
+that nobody disturbed, and ends with code 1 if anything is missing, doubled or different.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import paths
+from bench.common import table
+from selfstudy import plan as plans
+from selfstudy import summary, trial
+from selfstudy.configure import Spec
+from selfstudy.plan import Plan, Row
+from selfstudy.simulation import Simulation
+from util import files
+from util.environment import cpus
+from util.manifest import read_lines
+
+TIMING = ("images_per_s", "round_s", "total_s", "time", "memory_mb")
+METRICS = ("train_loss", "train_accuracy", "valid_accuracy", "mean_accuracy", "best_accuracy")
+KINDS = ("worker SIGKILL", "driver SIGKILL", "SIGINT", "SIGTERM")
+SPENT = 240.0  # seconds that one start of main.py may take
+GONE = 30.0  # seconds until the processes of a dead driver must be gone
+SIGNALS = {"driver SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+CODES = {"driver SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}
+
+
+# ---- processes ------------------------------------------------------------------------------
+
+
+def processes(experiments: Path) -> Iterator[tuple[int, str]]:
+    """Process id and command line of what runs on these experiments (Linux)."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            environ = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+            if f"SELFSTUDY_EXP={experiments}".encode() in environ:
+                line = Path(f"/proc/{name}/cmdline").read_text().replace("\0", " ")
+                if line:  # else it has ended and nobody has asked how
+                    yield int(name), line
+
+
+def workers(experiments: Path) -> list[int]:
+    """Process ids of the workers that run a trial."""
+    return [
+        pid
+        for pid, line in processes(experiments)
+        if line.startswith("ray::") and "Trainable" in line
+    ]
+
+
+def until(condition: Callable[[], Any], seconds: float) -> Any:
+    """What `condition` says as soon as it is true, or what it says last."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def quiet(experiments: Path, seconds: float = GONE) -> list[str]:
+    """Command lines of the processes that are still there after `seconds`."""
+    until(lambda: not list(processes(experiments)), seconds)
+    return [line for _, line in processes(experiments)]
+
+
+# ---- what must hold -------------------------------------------------------------------------
+
+
+def rows_of(plan: Plan, row: Row) -> list[dict[str, Any]]:
+    """A trial's result lines without what no two runs share."""
+    lines = plan.results(row)
+    return [{key: item for key, item in line.items() if key not in TIMING} for line in lines]
+
+
+def simulation(spec: Spec, overrides: dict[str, Any]) -> Simulation:
+    """The formula of a trial, which takes no time."""
+    values = trial.check(spec, overrides, build=False).parts["simulation"]
+    still = {"seconds": 0.0, "fault": "none"}
+    return Simulation(torch.device("meta"), **(values | still))
+
+
+def problems(plan: Plan) -> list[str]:
+    """What is wrong with a study of simulations that is said to be complete."""
+    names = [row.name for row in plan.rows]
+    folders = sorted(path.name for path in plan.folder.iterdir() if path.is_dir())
+    folders = [name for name in folders if not name.startswith(".")]
+    found = []
+    if len(names) != plan.total:
+        found.append(f"{len(names)} of {plan.total} trials")
+    if folders != sorted(set(names)) or len(set(names)) != len(names):
+        found.append(f"folders and trials differ: {sorted(set(folders) ^ set(names))}")
+    if torn := read_lines(plan.folder / paths.JOURNAL)[1]:
+        found.append(f"{torn} lines of the journal are torn")
+    statuses = plan.statuses()
+    for row in plan.rows:
+        lines, status = plan.results(row), statuses[row.name]
+        if status not in ("done", "stopped"):
+            found.append(f"{row.name} is {status}")
+        if read_lines(plan.folder / row.name / paths.RESULT)[1]:
+            found.append(f"{row.name} has torn lines")
+        wrong = _jumps if any("exploited" in line for line in lines) else _differs
+        found += [f"{row.name}: {text}" for text in wrong(plan, row, lines)]
+        if status == "done" and (not lines or lines[-1]["round"] != lines[-1]["rounds"]):
+            found.append(f"{row.name} is done and not complete")
+    return found + _untold(plan, statuses)
+
+
+def _differs(plan: Plan, row: Row, lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Compare a trial's lines with the formula, number for number."""
+    formula = simulation(plan.spec, row.overrides)
+    numbers = [line["round"] for line in lines]
+    if numbers != list(range(1, len(lines) + 1)):
+        yield f"its rounds are {numbers}"
+    for line in lines:
+        expected = formula.round()
+        wrong = [name for name in METRICS if line.get(name) != expected[name]]
+        if wrong:
+            yield f"round {line['round']}: {wrong} differ"
+
+
+def _jumps(plan: Plan, row: Row, lines: list[dict[str, Any]]) -> Iterator[str]:
+    """A trial that took over others' states: each round follows from the one before.
+
+    Its configuration changed on the way, so only the last one is compared with the formula.
+    """
+    formula = simulation(plan.spec, plan.current(row))
+    numbers = [line["round"] for line in lines]
+    if numbers != sorted(set(numbers)):
+        yield f"its rounds are {numbers}"
+    for before, line in zip(lines, lines[1:], strict=False):
+        adopted = line.get("exploited") != before.get("exploited")
+        if not adopted and line["round"] != before["round"] + 1:
+            yield f"round {line['round']} follows {before['round']}"
+        if not adopted and not 0 < _limit(formula.rate, before, line) <= 1 + 1e-9:
+            yield f"round {line['round']} does not follow from the one before"
+    if len(lines) > 1 and lines[-1].get("exploited") == lines[-2].get("exploited"):
+        limit = _limit(formula.rate, *lines[-2:])
+        if abs(limit - formula.limit) > 1e-9:
+            yield f"its last round tends to {limit:.6f}, its configuration to {formula.limit:.6f}"
+
+
+def _limit(rate: float, before: dict[str, Any], line: dict[str, Any]) -> float:
+    """The accuracy that a round has moved towards."""
+    old, new = before["mean_accuracy"], line["mean_accuracy"]
+    return old + (new - old) / rate
+
+
+def _untold(plan: Plan, statuses: dict[str, str]) -> list[str]:
+    """What Optuna's file says otherwise than the experiment's."""
+    file = plan.folder / "optuna.journal"
+    if not file.exists():
+        return []
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(file)))
+    (study,) = optuna.get_all_study_summaries(storage)
+    trials = storage.get_all_trials(study._study_id)
+    open_ones = [one.number for one in trials if not one.state.is_finished()]
+    told = sum(one.state.name == "COMPLETE" for one in trials)
+    found = [f"Optuna's trials {open_ones} are open"] if open_ones else []
+    if told != len(statuses):
+        found.append(f"Optuna knows {told} values of {len(statuses)} trials")
+    return found
+
+
+def differences(reference: Plan, plan: Plan) -> list[str]:
+    """Where a grid's trials differ from those of the undisturbed study."""
+    expected = {row.name: rows_of(reference, row) for row in reference.rows}
+    came = {row.name: rows_of(plan, row) for row in plan.rows}
+    return [name for name in expected | came if expected.get(name) != came.get(name)]
+
+
+def best(plan: Plan) -> tuple[str, float]:
+    """The best trial and its value, from the files alone."""
+    metric, _ = plan.objectives[0]
+    values = {row.name: plan.last(row).get(metric, 0.0) for row in plan.rows}
+    name = max(values, key=lambda one: values[one])
+    return name, values[name]
+
+
+def results(plan: Plan) -> str:
+    """Trials, rounds and last metric as a table."""
+    metric, _ = plan.objectives[0]
+    lasts = [(row.name, plan.last(row)) for row in plan.rows]
+    rows = [[name, last.get("round", 0), f"{last.get(metric, float('nan')):.6f}"]
+            for name, last in lasts]  # fmt: skip
+    return table(rows, ["trial", "rounds", metric])
+
+
+# ---- the storm ------------------------------------------------------------------------------
+
+
+class Rounds(threading.Thread):
+    """Counts the rounds that are executed, also those whose lines do not stay."""
+
+    def __init__(self, experiments: Path):
+        super().__init__(daemon=True)
+        self.experiments, self.over = experiments, threading.Event()
+        self.seen: set[tuple[str, float]] = set()
+        self.looked: dict[Path, int] = {}
+
+    def run(self) -> None:
+        """Look at what is new until `over`."""
+        while not self.over.wait(0.1):
+            self.look()
+
+    def look(self) -> None:
+        """Each execution of a round has a time of its own."""
+        for file in self.experiments.glob(f"storm*/e_*/{paths.RESULT}"):
+            with contextlib.suppress(OSError):
+                changed = file.stat().st_mtime_ns
+                if self.looked.get(file) != changed:
+                    self.looked[file] = changed
+                    self.seen |= {(str(file), line["time"]) for line in files.read_lines(file)}
+
+
+@dataclasses.dataclass
+class Storm:
+    """One study after the other, killed and resumed, until so many kills are spent.
+
+    Attributes:
+        experiments: SELFSTUDY_EXP.
+        ray: name of the ray config.
+        flags: more flags of main.py, such as `--set`.
+        seconds: of a round.
+        draw: of moments and kinds.
+        kills: what was killed, in order.
+        faults: what must not have happened.
+    """
+
+    experiments: Path
+    ray: str
+    flags: tuple[str, ...]
+    seconds: float
+    draw: random.Random
+    kinds: tuple[str, ...] = KINDS
+    kills: list[str] = dataclasses.field(default_factory=list)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    executed: set = dataclasses.field(default_factory=set)
+
+    def start(self, *flags: str) -> subprocess.Popen:
+        """`main.py` with its output in a file, in a process group of its own."""
+        env = os.environ | {
+            "SELFSTUDY_EXP": str(self.experiments),
+            "RAY_TMPDIR": str(self.experiments.parent / "ray"),
+        }
+        command = [sys.executable, str(paths.ROOT / "main.py"), *flags]
+        with open(self.experiments.parent / "output.txt", "ab") as output:
+            return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL,
+                                    stdout=output, stderr=output,
+                                    start_new_session=True)  # fmt: skip
+
+    def fresh(self, name: str) -> list[str]:
+        """The flags that begin a study."""
+        params = ["-p", f"simulation.seconds = {self.seconds}"]
+        return ["-e", name, "-r", self.ray, "-g", "simulation/search", *params, *self.flags]
+
+    def undisturbed(self) -> Plan:
+        """The study as it ends when nobody kills anything."""
+        process = self.start(*self.fresh("reference"))
+        code = process.wait(SPENT + 60 * self.seconds)
+        if code:
+            raise RuntimeError(f"the undisturbed study ended with code {code}: {self.tail()}")
+        return Plan.stored("reference")
+
+    def rage(self, name: str, kills: int) -> Plan:
+        """One study: killed at most `kills` times, and resumed until it is done."""
+        flags, planned = self.fresh(name), self.experiments / name / paths.PLAN
+        flags += ["--set", "max_failures=99"]
+        watch = Rounds(self.experiments)
+        watch.start()
+        try:
+            while True:
+                process = self.start(*flags)
+                code = self.disturb(process, watch, kills, planned)
+                if code is None:
+                    self.faults.append(f"{name}: did not end in time: {self.tail()}")
+                    break
+                if code == 0 or code not in CODES.values():
+                    if code:
+                        self.faults.append(f"{name} ended with code {code}: {self.tail()}")
+                    break
+                flags = ["-e", name, "--resume"] if planned.exists() else flags
+        finally:
+            watch.over.set()
+            watch.join()
+            watch.look()
+            self.executed |= watch.seen
+        self.faults += [f"still running: {line[:80]}" for line in quiet(self.experiments)]
+        return Plan.stored(name)
+
+    def disturb(
+        self, process: subprocess.Popen, watch: Rounds, kills: int, planned: Path
+    ) -> int | None:
+        """Kill something of a running `main.py` until it ends; returns its code."""
+        deadline = time.monotonic() + SPENT
+        while time.monotonic() < deadline:
+            if len(self.kills) >= kills:
+                break
+            kind = self.draw.choice(self.kinds)
+            self.wait_a_while(process, watch, planned)
+            if process.poll() is not None:
+                return process.returncode
+            if kind != "worker SIGKILL":
+                return self.end(process, kind)
+            if found := workers(self.experiments):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.draw.choice(found), signal.SIGKILL)
+                    self.kills.append(kind)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(max(0.1, deadline - time.monotonic()))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+
+    def wait_a_while(self, process: subprocess.Popen, watch: Rounds, planned: Path) -> None:
+        """Until some rounds more are done; now and then any moment from the plan on."""
+        until(lambda: planned.exists() or process.poll() is not None, 120)
+        if self.draw.random() < 0.2:
+            moment = time.monotonic() + self.draw.uniform(0, 10)
+            until(lambda: time.monotonic() > moment or process.poll() is not None, 15)
+            return
+        more = len(watch.seen) + self.draw.randint(1, 9)
+        until(lambda: len(watch.seen) >= more or process.poll() is not None, 120)
+        within = time.monotonic() + self.draw.uniform(0, self.seconds)
+        until(lambda: time.monotonic() > within, 1 + self.seconds)
+
+    def end(self, process: subprocess.Popen, kind: str) -> int | None:
+        """Send a driver its signal; returns its code."""
+        whole = kind == "SIGINT" and self.draw.random() < 0.5  # as a terminal does
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if whole else os.kill)(process.pid, SIGNALS[kind])
+        try:
+            code = process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            self.faults.append(f"{kind}: still there after 60 s: {self.tail()}")
+            return process.wait() and None
+        if code == 0:  # it had just ended
+            return code
+        self.kills.append(kind)
+        if code != CODES[kind]:
+            self.faults.append(f"{kind}: ended with code {code}: {self.tail()}")
+        if kind != "driver SIGKILL" or self.draw.random() < 0.5:  # else it is resumed at once
+            left = quiet(self.experiments)
+            self.faults += [f"left by {kind}: {line[:80]}" for line in left]
+        return CODES[kind]
+
+    def tail(self) -> str:
+        """The last words of `main.py`."""
+        lines = (self.experiments.parent / "output.txt").read_text(errors="replace")
+        return " | ".join(lines.strip().splitlines()[-4:])
+
+
+def kept(plan: Plan) -> int:
+    """Rounds whose lines are there."""
+    return sum(len(plan.results(row)) for row in plan.rows)
+
+
+def bound(storm: Storm, plan: Plan) -> int:
+    """Rounds that the kills may have cost: a worker's since its last checkpoint, each."""
+    at_once = plans.at_once(plan.exp_args["resources_per_trial"], cpus(), 0)
+    count = collections.Counter(storm.kills)
+    interval = plan.exp_args["checkpoint_freq"] or int(plan.last(plan.rows[0])["rounds"])
+    return interval * (count["worker SIGKILL"] + at_once * count["driver SIGKILL"])
+
+
+def run(
+    folder: Path,
+    kills: int = 3,
+    ray: str = "simulated",
+    flags: tuple[str, ...] = (),
+    seconds: float = 0.3,
+    seed: int = 0,
+    reference: bool = True,
+    kinds: tuple[str, ...] = KINDS,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Kill and resume studies until `kills` are spent.
+
+    Args:
+        folder: a new one, for everything; `paths.EXP_DIR` must be its `exp`.
+        kills: how many.
+        ray: name of the ray config.
+        flags: more flags of main.py.
+        seconds: of a round.
+        seed: of the moments and kinds.
+        reference: also run the study undisturbed, and compare a grid with it.
+        kinds: what may be killed.
+        say: told of tables and counts.
+
+    Returns:
+        What does not hold; nothing when all is well.
+    """
+    experiments = folder / "exp"
+    experiments.mkdir(parents=True, exist_ok=True)
+    storm = Storm(experiments, ray, flags, seconds, random.Random(seed), kinds)
+    undisturbed = storm.undisturbed() if reference else None
+    if undisturbed:
+        say(f"\nundisturbed:\n{results(undisturbed)}")
+        storm.faults += problems(undisturbed)
+    start, found, stays, number, allowed = time.monotonic(), [], 0, 0, 0
+    jumps = False
+    while not storm.faults and (not number or len(storm.kills) < kills):
+        number += 1
+        plan = storm.rage(f"storm{number}", kills)
+        found += [f"{plan.exp_id}: {text}" for text in problems(plan)]
+        say(f"\nafter {len(storm.kills)} kills:\n{results(plan)}")
+        grid = not (plan.exp_args["scheduler"] or plan.exp_args["search_alg"])
+        if undisturbed and grid:
+            differ = differences(undisturbed, plan)
+            found += [f"{plan.exp_id}: {name} differs" for name in differ]
+            say(f"different from the undisturbed study: {', '.join(differ) or 'nothing'}")
+        name, value = best(plan)
+        if summary.best(plan).split()[1] != name:
+            found.append(f"{plan.exp_id}: the best is {name} with {value}")
+        stays += kept(plan)
+        allowed = bound(storm, plan)
+        jumps |= any("exploited" in line for row in plan.rows for line in plan.results(row))
+    again = len(storm.executed) - stays
+    counts = collections.Counter(storm.kills)
+    say(f"\n{len(storm.kills)} kills ({', '.join(f'{n} {kind}' for kind, n in counts.items())}) "
+        f"in {number} studies and {time.monotonic() - start:.0f} s; {stays} rounds kept, {again} "
+        f"computed again, at most {allowed}")  # fmt: skip
+    if again > allowed and not jumps:
+        found.append(f"{again} rounds were computed again, more than {allowed}")
+    return storm.faults + found
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--kills", type=int, default=10)
+    flags.add_argument("-r", "--ray", default="simulated", help="file below config/ray")
+    flags.add_argument("--set", nargs="+", default=[], help="entries of the ray config")
+    flags.add_argument("--seconds", type=float, default=0.5, help="of a round")
+    flags.add_argument("--seed", type=int, default=0)
+    args = flags.parse_args()
+    more = ("--set", *args.set) if args.set else ()
+    folder = Path(tempfile.mkdtemp(prefix="storm-"))
+    paths.EXP_DIR = folder / "exp"
+    found = run(folder, args.kills, args.ray, more, args.seconds, args.seed)
+    for text in found:
+        print(f"WRONG: {text}")
+    if found:
+        print(f"see {folder}")
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    print("nothing lost, nothing doubled")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
