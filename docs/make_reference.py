@@ -23,6 +23,7 @@ from selfstudy.transforms import Transform  # noqa: E402
 PAGE = ROOT / "docs" / "reference" / "gin-parameters.md"
 # Module -> chapter, in the order of the page; a new module gets a chapter of its own name.
 CHAPTERS = {
+    "selfstudy.trial": "Trial",
     "selfstudy.session": "Session",
     "selfstudy.optim": "Optimizer and schedule",
     "selfstudy.datasets": "Data",
@@ -31,6 +32,7 @@ CHAPTERS = {
     "selfstudy.models": "Models",
     "selfstudy.tasks": "Tasks",
     "selfstudy.methods": "Pretraining methods",
+    "selfstudy.simulation": "Simulation",
 }
 HEAD = """\
 # Gin parameters
@@ -147,7 +149,7 @@ def page() -> str:
         if lines:
             text += "\n".join([f"## {title}", "", *lines, ""])
     listed = (f"| {kind} | {', '.join(f'`{name}`' for name in registry.names(kind))} |"
-              for kind in ("dataset", "task", "model", "backbone"))  # fmt: skip
+              for kind in ("job", "dataset", "task", "model", "backbone"))  # fmt: skip
     text += TRANSFORMS + "\n".join(transform_rows()) + "\n\n"
     return text + NAMES + "\n".join(listed) + "\n"
 

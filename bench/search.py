@@ -1,0 +1,237 @@
+"""The search service: overhead per trial, size at a thousand trials, and what ASHA saves.
+
+python -m bench.search overhead     300 short trials, against Ray Tune's defaults (5 minutes)
+python -m bench.search many         1,000 simulated trials (4 minutes)
+python -m bench.search asha         ASHA against the whole search, three seeds (20 minutes)
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.common import table
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ["-g", "digits/r9/search", "-p", "session.train_iters = 3", "session.valid_iters = 1",
+         "scheduler.milestones = [1]", "scheduler.target_lrs = [0.01, 0]"]  # fmt: skip
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """This process's, with experiments in `folder` and the project's data."""
+    data = os.environ.get("SELFSTUDY_DATA", str(ROOT / "data"))
+    return os.environ | {"SELFSTUDY_EXP": str(folder), "SELFSTUDY_DATA": data}
+
+
+def run(
+    folder: Path, name: str, *flags: str, watch: list[tuple[int, int]] | None = None
+) -> float:
+    """Run an experiment; returns its seconds.
+
+    Args:
+        folder: where its folder goes.
+        name: of the experiment.
+        flags: of main.py.
+        watch: gets (trials that have ended, memory of the driver in KB) once a second.
+    """
+    command = [sys.executable, str(ROOT / "main.py"), "-e", name, "-q", *flags]
+    start = time.monotonic()
+    with open(folder / f"{name}.log", "w") as log:
+        driver = subprocess.Popen(command, env=environment(folder), stdout=log, stderr=log)
+        while driver.poll() is None:
+            if watch is not None:
+                watch.append((len(ended(folder / name)), memory(driver.pid)))
+            time.sleep(1)
+    if driver.returncode:
+        sys.exit((folder / f"{name}.log").read_text())
+    return time.monotonic() - start
+
+
+def memory(pid: int) -> int:
+    """Resident memory of a process in KB that it does not share with files (Linux)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return sum(
+        int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")
+    )
+
+
+def events(experiment: Path) -> list[dict]:
+    """The lines of an experiment's journal."""
+    try:
+        text = (experiment / "journal.jsonl").read_text()
+    except OSError:
+        return []
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def ended(experiment: Path) -> list[float]:
+    """When its trials have ended."""
+    return [
+        line["time"] for line in events(experiment) if line.get("status") in ("done", "stopped")
+    ]
+
+
+def lasts(experiment: Path) -> list[dict]:
+    """The last result of each trial."""
+    paths = sorted(experiment.glob("e_*/result.json"))
+    return [json.loads(path.read_text().splitlines()[-1]) for path in paths]
+
+
+def marginal(times: Sequence[float]) -> float:
+    """Seconds from one end of a trial to the next, without the first workers' start."""
+    late = sorted(times)[len(times) // 6 :]
+    return (late[-1] - late[0]) / (len(late) - 1)
+
+
+# ---- (a) ------------------------------------------------------------------------------------
+
+
+def overhead(folder: Path, trials: int, plain: int) -> None:
+    """Everything but the training, per trial: ours, and Ray Tune as it comes."""
+    slots = len(os.sched_getaffinity(0))
+    seconds = run(folder, "ours", "-r", "single_run", *SHORT, "--set", f"num_samples={trials}",
+                  "checkpoint_freq=0", "checkpoint_at_end=False", "resources_per_trial={'cpu': 1}")  # fmt: skip
+    training = statistics.mean(last["total_s"] for last in lasts(folder / "ours"))
+    ours = marginal(ended(folder / "ours")) - training / slots
+    told = subprocess.run([sys.executable, "-m", "bench.search", "plain", str(plain), str(folder)],
+                          cwd=ROOT, env=environment(folder), text=True, capture_output=True,
+                          check=True).stdout  # fmt: skip
+    found = json.loads(told.splitlines()[-1])
+    theirs = marginal(found["ended"]) - found["training"] / slots
+    rows = [
+        ("training of one trial", training, ""),
+        (f"ours, {trials} trials: overhead of one more", ours, "<= 0.3"),
+        (f"ours, {trials} trials: all but the training, start included",
+         seconds / trials - training / slots, ""),
+        (f"Ray Tune's defaults, {plain} trials: overhead of one more", theirs, ""),
+        ("ratio", theirs / ours, ">= 8"),
+    ]  # fmt: skip
+    print(table(rows, ["what", f"seconds ({slots} CPUs)", "goal"]))
+
+
+def plain(trials: int, folder: Path) -> None:
+    """The same trials by a Tuner with its defaults: one actor each, its loggers, its record."""
+    import ray
+    from ray import tune
+
+    from selfstudy.configure import Spec
+    from selfstudy.trial import Rules, Trial
+
+    sys.path.insert(0, str(ROOT))
+    spec = Spec((SHORT[1],), tuple(SHORT[3:]))
+    done, training = [], []
+
+    class Plain(tune.Trainable):
+        """One of our trials in Ray's own terms."""
+
+        def setup(self, config: dict) -> None:
+            where = folder / "plain" / self.trial_id
+            self.trial = Trial(spec, {"session.seed": config["seed"]}, where, Rules())
+
+        def step(self) -> dict:
+            return dict(self.trial.step())
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict:
+            return {}
+
+        def load_checkpoint(self, checkpoint: dict) -> None:
+            pass
+
+    class Watch(tune.Callback):
+        """Notes when trials end."""
+
+        def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+            done.append(time.time())
+            training.append(trial.last_result["total_s"])
+
+    ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, logging_level="ERROR")
+    tune.Tuner(
+        tune.with_resources(Plain, {"cpu": 1}),
+        param_space={"seed": tune.grid_search(list(range(trials)))},
+        run_config=tune.RunConfig(storage_path=str(folder / "ray"), callbacks=[Watch()]),
+    ).fit()
+    print("\n" + json.dumps({"ended": done, "training": statistics.mean(training)}))
+
+
+# ---- (b) ------------------------------------------------------------------------------------
+
+
+def many(folder: Path, trials: int) -> None:
+    """What a thousand trials take on the disk, in the driver's memory and to list."""
+    seen: list[tuple[int, int]] = []
+    seconds = run(folder, "many", "-r", "single_run", "-g", "simulation/search", "-p",
+                  "simulation.rounds = 1", "--set", f"num_samples={trials}", "checkpoint_freq=0",
+                  "checkpoint_at_end=False", "resources_per_trial={'cpu': 1}", watch=seen)  # fmt: skip
+    sizes = [path.stat().st_size for path in (folder / "many").rglob("*") if path.is_file()]
+    early, late = [next(item for item in seen if item[0] >= trials * share)
+                   for share in (0.2, 0.95)]  # fmt: skip
+    growth = (late[1] - early[1]) / (late[0] - early[0])
+    listing = (
+        "import runpy, sys, time; sys.argv = ['results.py', 'ls', 'many'];"
+        "from util import results; results.pandas() if hasattr(results, 'pandas') else None;"
+        "import pandas, rich; start = time.monotonic()\n"
+        "try: runpy.run_path('misc/results.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(time.monotonic() - start, file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", listing], cwd=ROOT, env=environment(folder),
+                          text=True, capture_output=True, check=True)  # fmt: skip
+    rows = [
+        ("seconds in all", seconds, ""),
+        ("folder, KB a trial", sum(sizes) / trials / 1000, "< 40"),
+        ("driver's growth, KB a trial", growth, "<= 50"),
+        ("results.py ls, seconds after imports", float(told.stderr.split()[-1]), "< 3"),
+    ]
+    print(table(rows, [f"{trials} trials of one round", "measured", "goal"]))
+
+
+# ---- (c) ------------------------------------------------------------------------------------
+
+
+def asha(folder: Path, seeds: int, trials: int) -> None:
+    """The best that ASHA finds and the rounds it takes, against all trials run to the end."""
+    rows = []
+    for seed in range(seeds):
+        flags = ["-r", "asha", "-g", "fashion/r9/search", "-p", f"session.seed = {seed}", "--set",
+                 f"num_samples={trials}", "checkpoint_at_end=False"]  # fmt: skip
+        run(folder, f"asha{seed}", *flags)
+        run(folder, f"whole{seed}", *flags, "scheduler=None")
+        found, whole = lasts(folder / f"asha{seed}"), lasts(folder / f"whole{seed}")
+        best = [max(last["mean_accuracy"] for last in some) for some in (found, whole)]
+        rounds = [sum(last["round"] for last in some) for some in (found, whole)]
+        rows.append((seed, *(f"{value:.4f}" for value in best), f"{best[1] - best[0]:+.4f}",
+                     *map(int, rounds), f"{rounds[0] / rounds[1]:.3f}"))  # fmt: skip
+        print(table(rows, ["seed", "ASHA's best", "whole search's", "behind (<= 0.005)",
+                           "ASHA's rounds", "whole", "share (<= 0.35)"]), flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """Run one of the measurements."""
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("what", choices=["overhead", "many", "asha", "plain"])
+    flags.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    args = flags.parse_args()
+    if args.what == "plain":
+        plain(int(args.rest[0]), Path(args.rest[1]))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.what == "overhead":
+            overhead(folder, 300, 24)
+        elif args.what == "many":
+            many(folder, 1000)
+        else:
+            asha(folder, 3, 64)
+
+
+if __name__ == "__main__":
+    main()
