@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 # OpenMP's waiting threads spin by default, which cost a factor of three on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,6 +19,9 @@ from util.environment import cpus
 from util.errors import UserError, cause, reports_errors
 from util.mirror import Mirror
 from util.progress import Shown, Trials
+
+if TYPE_CHECKING:  # it imports torch
+    from selfstudy.preflight import Preflight
 
 DEFAULT_GIN = ("digits/r9/classify",)
 
@@ -102,78 +105,54 @@ def _stored(args: argparse.Namespace) -> Plan:
         ("-r", ray_config, plan.ray),
         ("-g", tuple(args.gin_config), plan.spec.gin),
         ("-p", tuple(args.gin_param), plan.spec.params),
-        ("--set", tuple(args.settings), plan.settings),
     ):
         if came and came != was:
             raise UserError(
                 f"--resume: the stored plan of '{plan.exp_id}' has {flag} {was}, not {came}; "
                 f"leave {flag} out, or choose another -e"
             )
+    if tuple(args.settings) != plan.settings:
+        plan.change(args.settings)
     return plan
 
 
-def checked(plan: Plan, given: dict[str, Any], prepare: bool) -> list:
-    """Check every trial before anything starts, and the corners of what a search may try.
-
-    Returns:
-        What `trial.check` found, a row each; for a search the last one stands for the rest.
-    """
-    from selfstudy import trial
-
-    def check(overrides: dict[str, Any]) -> Any:
-        return trial.check(plan.spec, overrides, prepare=prepare)
-
-    found = [check(row.overrides) for row in plan.rows]
-    if given["search_alg"] or given["scheduler"]:
-        from selfstudy import search
-
-        others = search.corners(given["config"]) if given["search_alg"] else []
-        base = others[0] if others else plan.rows[0].overrides if plan.rows else {}
-        others += [base | few for few in search.mutated(search.scheduler(given))]
-        rest = [check(overrides) for overrides in others]
-        metrics = (found + rest)[0].metrics
-        plan.exp_args |= {key: search.check(given, metrics or _ASSUMED)[key]
-                          for key in ("metric", "mode")}  # fmt: skip
-        found += rest[:1] if len(plan.rows) < plan.total else []
-    return found
-
-
-_ASSUMED = ("mean_accuracy", "valid_accuracy", "train_accuracy", "train_loss", "total_s")
-
-
-def show_plan(plan: Plan, found: list, resources: dict[str, float], gpus: float) -> None:
+def show_plan(plan: Plan, found: "Preflight", resources: dict[str, float], gpus: float) -> None:
     """Print the trials with what varies between them, and what each asks for."""
-    from selfstudy import disk
-
-    rounds = [item.rounds for item in found]
     if plan.rows:
-        print(summary.plan_table(plan, rounds[: len(plan.rows)]))
+        print(summary.plan_table(plan, list(found.rounds.values())))
     more = plan.total - len(plan.rows)
     if more:
         print(f"{more} trials that a search will choose ({plan.exp_args['search_alg']})")
     side = plans.at_once(resources, cpus(), gpus)
     print(f"{plan.total} trials, {plans.packing(resources, cpus(), gpus)}; "
           f"results in {plan.folder}")  # fmt: skip
-    if found[0].bytes:
-        print(disk.check_room(plan, disk.estimate(plan, found[0].bytes, rounds[0])))
-    total = sum(rounds[: len(plan.rows)]) + more * rounds[-1]
-    print(summary.duration(plan, total, side))
+    show_room(plan, found)
+    print(summary.duration(plan, found.total(plan), side))
 
 
-def shown(plan: Plan, found: list) -> dict[str, Shown]:
+def show_room(plan: Plan, found: "Preflight") -> None:
+    """Print what checkpoints will take of the disk; refuse what cannot fit."""
+    from selfstudy import disk
+
+    needed = disk.estimate(plan, found.bytes, max([found.typical, *found.rounds.values()]))
+    if needed:
+        print(disk.check_room(plan, needed))
+
+
+def shown(plan: Plan, found: "Preflight") -> dict[str, Shown]:
     """The trials as the progress shows them."""
     statuses, trials = plan.statuses(), {}
-    for row, item in zip(plan.rows, found, strict=False):
-        last = plan.last(row)
-        status = statuses[row.name]
+    for row in plan.rows:
+        last, status = plan.last(row), statuses[row.name]
         status = status if status in ("done", "stopped", "diverged") else "planned"
-        trials[row.name] = Shown(
-            row.overrides, item.rounds, last.get("round", 0), status, last
-        )  # fmt: skip
+        rounds = found.rounds[row.name]
+        trials[row.name] = Shown(row.overrides, rounds, last.get("round", 0), status, last)
     return trials
 
 
-def execute(plan: Plan, given: dict[str, Any], found: list, args: argparse.Namespace) -> int:
+def execute(
+    plan: Plan, given: dict[str, Any], found: "Preflight", args: argparse.Namespace
+) -> int:
     """Run the unfinished trials; returns the exit code."""
     from selfstudy import trial
 
@@ -181,8 +160,9 @@ def execute(plan: Plan, given: dict[str, Any], found: list, args: argparse.Names
     with plan.lock(), Interrupts(plan.folder) as interrupts:
         if not args.resume:
             refuse_existing(plan)
-            data = {name: digest for item in found for name, digest in item.data.items()}
-            plan.write(data, trial.devices())
+            plan.write(found.data, trial.devices())
+        elif args.settings:
+            plan.write_plan()
         left = len(plan.unfinished()) + plan.total - len(plan.rows)
         if args.resume:
             print(f"resuming {plan.total} trials: {plan.total - left} done, {left} to run")
@@ -227,7 +207,7 @@ def _stopped(plan: Plan) -> str:
     return f"interrupted; continue with: python main.py -e {plan.exp_id} --resume"
 
 
-def _progress(plan: Plan, found: list, args: argparse.Namespace) -> Trials:
+def _progress(plan: Plan, found: "Preflight", args: argparse.Namespace) -> Trials:
     metric, mode = plan.objectives[0]
     quiet = args.quiet or plan.exp_args["verbose"] == 0
     trials = shown(plan, found)
@@ -253,12 +233,15 @@ def _ray(plan, given, found, interrupts, args) -> tuple[dict, dict]:
         have = study.start(args.address, args.quiet, plan.folder)
         interrupts.listen()
         resources, notes = plans.fit_resources(plan.exp_args["resources_per_trial"], *have)
+        if plan.total > 1:
+            print(plans.packing(resources, *have), flush=True)
         with _progress(plan, found, args) as progress:
             interrupts.say = progress.say
             for note in notes:
                 progress.say(note)
-            return study.run(plan, given, progress, resources, interrupts, args.quiet, have,
-                             found[-1].rounds if found else 0)  # fmt: skip
+            return study.run(
+                plan, given, progress, resources, interrupts, args.quiet, have, found.typical
+            )
     finally:
         study.stop()
 
@@ -283,7 +266,9 @@ def main() -> int:
         overrides = plan.rows[0].overrides if plan.rows else {}
         print(text_of(trial.check(plan.spec, overrides, build=False).parts))
         return 0
-    found = checked(plan, given, prepare=not args.dry_run)
+    from selfstudy import preflight
+
+    found = preflight.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     gpus = 0 if args.address else trial.gpus()
     if not args.address:
@@ -296,12 +281,7 @@ def main() -> int:
         show_plan(plan, found, resources, gpus)
         return 0
     print(f"experiment {plan.exp_id}: {plan.total} trials, in {plan.folder}")
-    if plan.total > 1:
-        print(plans.packing(resources, cpus(), gpus))
-    if found:
-        from selfstudy import disk
-
-        print(disk.check_room(plan, disk.estimate(plan, found[0].bytes, found[0].rounds)))
+    show_room(plan, found)
     try:
         return execute(plan, given, found, args)
     except (KeyboardInterrupt, Interrupted) as error:

@@ -146,9 +146,40 @@ class Plan:
             "command": self.command,
         }
         files.write_json(self.folder / paths.ENVIRONMENT, made_with)
-        files.write_json(
-            self.folder / paths.PLAN, {"schema": SCHEMA, **dataclasses.asdict(self)}
-        )
+        self.write_plan()
+
+    def write_plan(self) -> None:
+        """Write `plan.json`; the trials that a search has added stay in the journal."""
+        content = dataclasses.asdict(self)
+        added = {event["name"] for event in self._events() if event["event"] == "row"}
+        content["rows"] = [row for row in content["rows"] if row["name"] not in added]
+        files.write_json(self.folder / paths.PLAN, {"schema": SCHEMA, **content})
+
+    def _events(self) -> list[dict[str, Any]]:
+        return self.manifest().events if self.exists() else []
+
+    def change(self, settings: Sequence[str]) -> None:
+        """Take `--set` for the rest of the experiment: how it runs, not what it is.
+
+        A search may be given more trials.
+
+        Raises:
+            UserError: an entry that would make it another experiment.
+        """
+        fixed = {"config", "scheduler", "search_alg", "metric", "mode", "stop"}
+        fixed |= set() if self.exp_args["search_alg"] else {"num_samples"}
+        for text in settings:
+            if (entry := text.partition("=")[0].partition(".")[0].strip()) in fixed:
+                raise UserError(
+                    f"--resume: '{entry}' of '{self.exp_id}' is settled; choose another -e"
+                )
+        given = overridden(self.exp_args | {"config": {}}, settings)
+        _check_args(given, "--set")
+        del given["config"]
+        self.exp_args = given
+        self.settings = (*self.settings, *settings)
+        if self.exp_args["search_alg"]:
+            self.total = max(len(self.rows), given["num_samples"])
 
     @classmethod
     def stored(cls, exp_id: str) -> "Plan":

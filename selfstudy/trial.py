@@ -219,6 +219,7 @@ class Trial:
         self.seconds = 0.0
         self.result: dict[str, Any] = {}  # the last line of `result.json`
         self._kept: tuple[dict, dict] | None = None  # state and result of the last round
+        self._closed = False
         self._token = uuid.uuid4().hex
         (self.folder / paths.WRITER).write_text(self._token)
         (self.folder / paths.ERROR).unlink(missing_ok=True)  # of an earlier attempt
@@ -428,7 +429,10 @@ class Trial:
                 warnings.warn(f"the mirror was not reached: {cause(error)}", stacklevel=2)
 
     def close(self) -> None:
-        """Flush what is being written."""
+        """Flush what is being written; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if self.done:
             hparams.end(self.events, bool(self.result.get("diverged")))
         self.events.close()

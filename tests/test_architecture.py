@@ -93,6 +93,9 @@ TABLE = {
         4,
         "ray optuna selfstudy.plan selfstudy.rayenv selfstudy.values util.errors",
     ),  # fmt: skip
+    "selfstudy/preflight.py": (
+        4, "selfstudy.plan selfstudy.search selfstudy.trial util.progress util.errors"
+    ),  # fmt: skip
     "selfstudy/summary.py": (
         4,
         f"paths selfstudy.plan util.manifest util.progress {LEAVES}",
@@ -110,7 +113,7 @@ TABLE = {
     "main.py": (
         5,
         "paths selfstudy.configure selfstudy.disk selfstudy.interrupt selfstudy.plan "
-        "selfstudy.search selfstudy.solo selfstudy.study selfstudy.summary selfstudy.trial "
+        "selfstudy.preflight selfstudy.search selfstudy.solo selfstudy.study selfstudy.summary selfstudy.trial "
         f"util.environment util.mirror util.progress {LEAVES}",
     ),
     "misc/move_snapshots.py": (5, "util.checkpoints util.relocate util.errors"),

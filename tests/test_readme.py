@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import main
+from selfstudy import preflight
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def test_the_commands_of_main_plan_trials_that_pass_every_check(folders):
     for words in TRAINING:
         args = main.parser().parse_args(words)
         plan, given = main.planned(args)
-        main.checked(plan, given, prepare=False)
+        preflight.check(plan, given, prepare=False)
         if not (args.resume or args.dry_run):
             with plan.lock():
                 plan.write()  # for a line that resumes it

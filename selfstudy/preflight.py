@@ -1,0 +1,96 @@
+"""What is found out before anything starts: every mistake, and how much there is to do."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from selfstudy import trial
+from selfstudy.plan import Plan
+from util.progress import clock
+
+MANY = 30  # trials whose checks take so long that they are announced
+ASSUMED = ("mean_accuracy", "valid_accuracy", "train_accuracy", "train_loss", "total_s")
+
+
+@dataclasses.dataclass
+class Preflight:
+    """What the checks of a plan's trials have found.
+
+    Attributes:
+        rounds: how long each trial is, by its name.
+        typical: how long one is that a search will add.
+        bytes: size of one checkpoint; 0 where no data were at hand to build one.
+        data: SHA-256 of the data files.
+    """
+
+    rounds: dict[str, float]
+    typical: float
+    bytes: int
+    data: dict[str, str]
+
+    def total(self, plan: Plan) -> float:
+        """Rounds of all trials together."""
+        return sum(self.rounds.values()) + (plan.total - len(plan.rows)) * self.typical
+
+
+def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = False) -> Preflight:
+    """Check every trial, and the corners of what a search may try.
+
+    Repeats that differ in their seed alone are checked once; of a resumed plan only the trials
+    that are left. The plan gets the metric and mode of a scheduler that has its own.
+
+    Args:
+        plan: what is to run.
+        given: entries of its ray config, with scheduler and search algorithm.
+        prepare: make data files that are missing.
+        resumed: whether some trials may have ended.
+
+    Raises:
+        UserError: whatever cannot work.
+    """
+    lasts = {row.name: plan.last(row) for row in plan.rows} if resumed else {}
+    left = {row.name for row in plan.unfinished()} if resumed else None
+    todo = [row for row in plan.rows if left is None or row.name in left]
+    known: dict[str, trial.Checked] = {}
+    found: dict[str, trial.Checked] = {}
+    if len(todo) > MANY:
+        print(f"checking {len(todo)} trials (about {clock(len(todo) * 0.1)})", file=sys.stderr)
+    for row in todo:
+        values = {key: item for key, item in row.overrides.items() if not key.endswith(".seed")}
+        same = repr(values)
+        if same not in known:
+            known[same] = trial.check(plan.spec, row.overrides, prepare=prepare)
+        found[row.name] = known[same]
+    rest = _check_search(plan, given, prepare, [*known.values()])
+    some = [*found.values(), *rest]
+    rounds = {
+        row.name: found[row.name].rounds if row.name in found
+        else lasts[row.name].get("rounds", 0) for row in plan.rows
+    }  # fmt: skip
+    data = {name: digest for item in some for name, digest in item.data.items()}
+    first = rest[0] if rest else some[0] if some else None
+    return Preflight(
+        rounds,
+        first.rounds if first else 0,
+        max((item.bytes for item in some), default=0),
+        data,
+    )
+
+
+def _check_search(
+    plan: Plan, given: dict[str, Any], prepare: bool, found: Sequence[trial.Checked]
+) -> list[trial.Checked]:
+    """Check scheduler and search algorithm, and trials that stand for those to come."""
+    if not (given["search_alg"] or given["scheduler"]):
+        return []
+    from selfstudy import search
+
+    corners = search.corners(given["config"]) if given["search_alg"] else []
+    base = corners[0] if corners else plan.rows[0].overrides if plan.rows else {}
+    changed = [base | few for few in search.mutated(search.scheduler(given))]
+    rest = [trial.check(plan.spec, values, prepare=prepare) for values in corners + changed]
+    metrics = next((item.metrics for item in [*found, *rest] if item.metrics), ASSUMED)
+    checked = search.check(given, metrics)
+    plan.exp_args |= {key: checked[key] for key in ("metric", "mode")}
+    return rest
