@@ -367,6 +367,8 @@ class _Study:
         from optuna.trial import TrialState
 
         study = self.inner._ot_study
+        if plan.rows:  # the seed of the ray config would draw the first suggestions again
+            study.sampler.reseed_rng()
         manifest, rows = plan.manifest(), {row.name: row for row in plan.rows}
         by_number = {number: name for name, number in self._of_rows(plan).items()}
         for trial in study.get_trials(deepcopy=False):
@@ -431,15 +433,24 @@ def remember(plan: Plan, scheduler: TrialScheduler, number_of: Callable[[Any], i
     unfinished = {row.name for row in plan.unfinished()}
     ended = [(row, _Past(row)) for row in plan.rows if row.name not in unfinished]
     lines = [(line["time"], past, line) for row, past in ended for line in plan.results(row)]
+
+    def show(trial: Any, line: dict[str, Any]) -> None:
+        if not _finite(line.get(scheduler._metric)):
+            return
+        if isinstance(scheduler, MedianStoppingRule):  # only notes; a result is also judged
+            scheduler.on_trial_complete(None, trial, dict(line))
+        else:
+            scheduler.on_trial_result(None, trial, dict(line))
+
     for _, past in ended:
         scheduler.on_trial_add(None, past)
     for _, past, line in sorted(lines, key=lambda item: item[0]):
-        scheduler.on_trial_result(past, past, dict(line))
+        show(past, line)
     before = scheduler.on_trial_add
 
     def on_trial_add(controller: Any, trial: Any) -> None:
         before(controller, trial)
         for line in plan.results(plan.rows[number_of(trial)]):
-            scheduler.on_trial_result(_Past(plan.rows[0]), trial, dict(line))
+            show(trial, line)
 
     scheduler.on_trial_add = on_trial_add

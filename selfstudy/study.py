@@ -228,11 +228,13 @@ class _Watch(tune.Callback):
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         name = str(trial)
+        if result.get("failed"):
+            return
+        self._unsaved(name, result.get("unsaved"))
         if result.get("interrupted"):
             self.saved.add(name)
-        elif not result.get("failed"):
+        else:
             self.progress.round(name, result | {"done": result["ended"]})
-            self._unsaved(name, result.get("unsaved"))
             self._memory(name, result)
 
     def _unsaved(self, name: str, why: str | None) -> None:

@@ -265,10 +265,10 @@ class Trial:
         if self.result.get("exploited") == donor:
             return
         self.session.adopt(found.state())
-        rows = files.read_lines(self.folder / paths.RESULT)
         ended = {"exploited": donor, "done": self.session.finished}
-        self._go_on_from(found.card["result"] | ended, rows)
-        self.save(self.result)
+        last = found.card["result"] | ended
+        self.save(last)  # first, so that a kill leaves the old lines with the old checkpoints
+        self._go_on_from(last, files.read_lines(self.folder / paths.RESULT))
 
     @property
     def done(self) -> bool:
@@ -290,7 +290,7 @@ class Trial:
         try:
             result: dict[str, Any] = self.session.round(self._watched(report))
         except Interrupted:
-            self.save_last()
+            self._save_last_or_tell(self.result)
             return self.result | {"interrupted": True}
         self.seconds += time.monotonic() - start
         result |= {"total_s": self.seconds, "time": time.time(), **_memory()}
@@ -305,6 +305,8 @@ class Trial:
         saved = False
         if self.rules.asks_for(self.session.rounds_done, result["done"]):
             saved = self._save_or_tell(result)
+        if not saved and "unsaved" in self.result:
+            result.setdefault("unsaved", self.result["unsaved"])
         self._append(result)
         self._kept = None if saved or self.done else (_copy(self.session.state_dict()), result)
         if self.done:
@@ -341,7 +343,7 @@ class Trial:
 
     def _diverge(self, result: dict[str, Any]) -> dict[str, Any]:
         """End here; what is saved is the last round whose loss was finite."""
-        self.save_last()
+        self._save_last_or_tell(result)
         self._append(result | {"done": True, "diverged": True})
         self._prune()
         self.close()
@@ -353,12 +355,20 @@ class Trial:
             state, result = self._kept
             self._kept = None
             self._write(state, result)
+            self.result.pop("unsaved", None)
 
     def save(self, result: dict[str, Any]) -> Path:
         """Write a checkpoint whose card carries `result`; returns its folder."""
         folder = self._write(self.session.state_dict(), result)
         self._kept = None
         return folder
+
+    def _save_last_or_tell(self, result: dict[str, Any]) -> None:
+        """As `save_last`; a full disk ends nothing, `result` tells."""
+        try:
+            self.save_last()
+        except OSError as error:
+            result["unsaved"] = cause(error)
 
     def _save_or_tell(self, result: dict[str, Any]) -> bool:
         """Save; a full disk does not end the trial, its result line tells."""
@@ -372,11 +382,12 @@ class Trial:
     def _write(self, state: dict, result: dict[str, Any]) -> Path:
         self._require_ownership()
         folder = self.folder / f"{paths.CHECKPOINT}{result['round']:06d}"
+        saved = {key: item for key, item in result.items() if key != "unsaved"}
         card = {
             "trial": self.folder.name,
             "round": result["round"],
             "metrics": {key: item for key, item in result.items() if isinstance(item, float)},
-            "result": files.plain(result),
+            "result": files.plain(saved),
             "overrides": files.plain(self.overrides),
             "config": files.plain(self.values),
             "command": self.command,
@@ -384,9 +395,17 @@ class Trial:
             **environment.versions(),
         }
         snapshot.save(folder, state, self.config, card)
+        self._drop_newer(folder)
         self._prune()
         self._upload()
         return folder
+
+    def _drop_newer(self, saved: Path) -> None:
+        """Delete what is newer than `saved`: the trial has left it, to go on from elsewhere."""
+        for folder in checkpoints.checkpoints(self.folder):
+            if _number(folder, {})[0] <= _number(saved, {})[0]:
+                break
+            checkpoints.remove(folder)
 
     def _prune(self) -> None:
         """Delete the checkpoints that the rules do not ask for; the newest goes last of all."""

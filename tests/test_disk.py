@@ -229,3 +229,10 @@ def test_a_full_disk_does_not_end_a_trial(folder, monkeypatch):
     assert "unsaved" not in trial.step()
     found = [path.name for path in checkpoints.checkpoints(trial.folder)]
     assert found == ["checkpoint_000003", "checkpoint_000001"]
+
+
+def test_a_trial_is_closed_as_often_as_one_likes(folder):
+    trial, _ = run(folder, Rules())
+    for _ in range(3):
+        trial.close()  # a worker closes the trial that has closed itself at its end
+    assert trial.step() == trial.result
