@@ -171,7 +171,11 @@ def execute(
         failed: dict[str, str] = {}
         unsaved: dict[str, str] = {}
         if left:
-            failed, unsaved = runner(plan, given, found, interrupts, args)
+            try:
+                failed, unsaved = runner(plan, given, found, interrupts, args)
+            except UserError:  # such as a cluster that cannot be used
+                plan.forget()
+                raise
         code = interrupts.code or (3 if failed or unsaved or _diverged(plan) else 0)
         plan.note("end", code=code)
         _upload(plan)

@@ -206,6 +206,13 @@ class Plan:
             tuple(stored.get("settings", ())), stored.get("digest", ""),
         )  # fmt: skip
 
+    def forget(self) -> None:
+        """Take the plan back if no trial has begun, so that the name is free again."""
+        if any(event["event"] in ("trial", "row") for event in self._events()):
+            return
+        for name in (paths.PLAN, paths.ENVIRONMENT, paths.JOURNAL):
+            (self.folder / name).unlink(missing_ok=True)
+
     def manifest(self) -> Manifest:
         """What the folder says now."""
         return Manifest.read(self.folder)
@@ -216,9 +223,19 @@ class Plan:
         self.note("begin", pid=pid, host=host, command=shlex.join(["python", *sys.argv]))
 
     def note(self, event: str, **what: Any) -> None:
-        """Append a line to the journal."""
+        """Append a line to the journal.
+
+        Raises:
+            UserError: the disk is full or gone; without the line a resume would be wrong.
+        """
         line = {"time": time.time(), "event": event, **what}
-        files.append_line(self.folder / paths.JOURNAL, line)
+        try:
+            files.append_line(self.folder / paths.JOURNAL, line)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / paths.JOURNAL} cannot be written: {error.strerror}; free the "
+                f"disk, then: python main.py -e {self.exp_id} --resume", 1
+            ) from None  # fmt: skip
 
     def add(self, overrides: dict[str, Any], **about: Any) -> Row:
         """Add a trial that a search has come up with; it is on the disk before it starts."""
@@ -287,8 +304,10 @@ class Plan:
                     f"delete {owner}", 4)  # fmt: skip
             mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
             files.write_json(owner, mine)
-            yield
-            owner.unlink(missing_ok=True)
+            try:
+                yield
+            finally:  # a machine elsewhere would wait for one that has failed
+                owner.unlink(missing_ok=True)
         finally:
             lock.release()
 

@@ -170,6 +170,7 @@ class _Watch(tune.Callback):
         self.unsaved: dict[str, str] = {}
         self.running: set[str] = set()
         self.saved: set[str] = set()
+        self.at_work: set[str] | None = None  # while stopping: without those that pause
         self.mirror = Mirror.from_environment()
         self.told_memory = False
         self.looked = time.monotonic()
@@ -199,6 +200,8 @@ class _Watch(tune.Callback):
     def on_step_begin(self, iteration, trials, **info) -> None:
         """Now and then: the time budget, the quota, a sign of life, the mirror."""
         now = time.monotonic()
+        if self.interrupts.stopping:
+            self.at_work = {str(trial) for trial in trials if trial.status == "RUNNING"}
         if self.deadline is not None and now > self.deadline:
             self.interrupts.stop("the time budget is used: running trials save and end")
         if now - self.looked < HOUSEKEEPING:
@@ -298,8 +301,8 @@ class _Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether to end."""
-        asked = self.watch.interrupts
-        return asked.stopping and (asked.overdue or self.watch.running <= self.watch.saved)
+        asked, at_work = self.watch.interrupts, self.watch.at_work
+        return asked.overdue or (at_work is not None and at_work <= self.watch.saved)
 
 
 def _why(folder: Path, last: dict[str, Any]) -> str:
@@ -383,9 +386,29 @@ def start(address: str | None, quiet: bool, folder: Path) -> tuple[float, float]
         where = f"no Ray cluster at '{address}'" if address else "Ray does not start here"
         raise UserError(f"{where}: {first}") from None
     if address:
+        _check_authentication(address)
         _check_shared([folder, paths.DATA_DIR])
     have = ray.cluster_resources()
     return have.get("CPU", 0.0), have.get("GPU", 0.0)
+
+
+def _mode() -> str | None:
+    """How the processes of a cluster know each other."""
+    return os.environ.get("RAY_AUTH_MODE")
+
+
+def _check_authentication(address: str) -> None:
+    """Refuse a cluster without tokens: whoever reaches its ports can run code there.
+
+    Raises:
+        UserError: it has none, and RAY_AUTH_MODE does not say that this is meant.
+    """
+    theirs = ray.get(ray.remote(num_cpus=0)(_mode).remote(), timeout=120)
+    if os.environ["RAY_AUTH_MODE"] == "token" and theirs != "token":
+        raise UserError(
+            f"the cluster at '{address}' runs without token authentication: start it with "
+            "RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled to use it as it is"
+        )
 
 
 def _look(path: str, text: str) -> bool:

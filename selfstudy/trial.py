@@ -521,10 +521,11 @@ def use_share(resources: dict[str, float]) -> None:
 
 def note_failure(folder: Path, error: Exception) -> str:
     """Keep the traceback in the trial's folder, with the cause as last line; returns that."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = "".join(traceback.format_exception(error))
     told = _told(error)
-    files.write_text(folder / paths.ERROR, f"{text}\n{told}\n")
+    with contextlib.suppress(OSError):  # the disk may be what has failed
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / paths.ERROR, f"{text}\n{told}\n")
     return told
 
 

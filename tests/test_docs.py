@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 EXAMPLE = ROOT / "docs" / "how-to" / "add-a-dataset.md"
+FAULTS = (ROOT / "docs" / "explanation" / "fault-model.md").read_text(encoding="utf-8")
 
 
 def text(name: str) -> str:
@@ -149,6 +150,16 @@ def test_the_example_of_a_ray_config_is_the_shipped_one():
     shipped = (ROOT / "config" / "ray" / "grid_search.py").read_text(encoding="utf-8")
     (example,) = blocks(text("reference/ray-config.md"), "python")
     assert shipped.endswith(example)
+
+
+def test_the_tests_of_the_fault_model_exist():
+    found = re.findall(r"`(test_\w+\.py)`: ((?:`test_\w+`(?:, )?)+)", FAULTS)
+    assert len(found) > 20
+    for file, names in found:
+        known = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text("utf-8"), re.M)
+        assert set(re.findall(r"\w+", names)) <= set(known), file
+    rows = [line for line in FAULTS.splitlines() if line.startswith("| ")][2:]
+    assert all("`test_" in row for row in rows)
 
 
 def test_the_figure_shows_the_validation_accuracy_of_each_trial(folders, monkeypatch):

@@ -19,6 +19,7 @@ import paths
 from selfstudy import configure, snapshot, solo, summary
 from selfstudy import plan as plans
 from selfstudy.configure import Spec
+from util.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -640,3 +641,13 @@ def test_cifar_in_torchvisions_layout_is_prepared_trained_and_evaluated(
     found = snapshot.resolve("c/e_0000")
     assert found.weights()["probes.fc/class.weight"].shape[0] == classes
     assert found.card["config"]["train/dataloader.batch_size"] == 128
+
+
+def test_a_start_that_is_refused_leaves_the_name_free(typed, tmp_path, monkeypatch):
+    def refused(*args):
+        raise UserError("no such cluster")
+
+    monkeypatch.setattr(main, "_local", refused)
+    for _ in range(2):
+        assert typed("-e", "mine", "-l")[::2] == (2, "error: no such cluster\n")
+    assert not (tmp_path / "exp/mine/plan.json").exists()
