@@ -24,9 +24,13 @@ SHORT = ["-g", "digits/r9/search", "-p", "session.train_iters = 3", "session.val
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This process's, with experiments in `folder` and the project's data."""
+    """That of this process, with experiments in `folder` and the project's data."""
     data = os.environ.get("SELFSTUDY_DATA", str(ROOT / "data"))
     return os.environ | {"SELFSTUDY_EXP": str(folder), "SELFSTUDY_DATA": data}
+
+
+# One CPU each and nothing on the disk but results.
+BARE = ("checkpoint_freq=0", "checkpoint_at_end=False", "resources_per_trial={'cpu': 1}")
 
 
 def run(
@@ -99,11 +103,11 @@ def overhead(folder: Path, trials: int, plain: int) -> None:
     """Everything but the training, per trial: ours, and Ray Tune as it comes."""
     slots = len(os.sched_getaffinity(0))
     seconds = run(folder, "ours", "-r", "single_run", *SHORT, "--set", f"num_samples={trials}",
-                  "checkpoint_freq=0", "checkpoint_at_end=False", "resources_per_trial={'cpu': 1}")  # fmt: skip
+                  *BARE)  # fmt: skip
     training = statistics.mean(last["total_s"] for last in lasts(folder / "ours"))
     ours = marginal(ended(folder / "ours")) - training / slots
-    told = subprocess.run([sys.executable, "-m", "bench.search", "plain", str(plain), str(folder)],
-                          cwd=ROOT, env=environment(folder), text=True, capture_output=True,
+    command = [sys.executable, "-m", "bench.search", "plain", str(plain), str(folder)]
+    told = subprocess.run(command, cwd=ROOT, env=environment(folder), text=True, capture_output=True,
                           check=True).stdout  # fmt: skip
     found = json.loads(told.splitlines()[-1])
     theirs = marginal(found["ended"]) - found["training"] / slots
@@ -169,8 +173,8 @@ def many(folder: Path, trials: int) -> None:
     """What a thousand trials take on the disk, in the driver's memory and to list."""
     seen: list[tuple[int, int]] = []
     seconds = run(folder, "many", "-r", "single_run", "-g", "simulation/search", "-p",
-                  "simulation.rounds = 1", "--set", f"num_samples={trials}", "checkpoint_freq=0",
-                  "checkpoint_at_end=False", "resources_per_trial={'cpu': 1}", watch=seen)  # fmt: skip
+                  "simulation.rounds = 1", "--set", f"num_samples={trials}", *BARE,
+                  watch=seen)  # fmt: skip
     sizes = [path.stat().st_size for path in (folder / "many").rglob("*") if path.is_file()]
     early, late = [next(item for item in seen if item[0] >= trials * share)
                    for share in (0.2, 0.95)]  # fmt: skip
@@ -201,8 +205,8 @@ def asha(folder: Path, seeds: int, trials: int) -> None:
     """The best that ASHA finds and the rounds it takes, against all trials run to the end."""
     rows = []
     for seed in range(seeds):
-        flags = ["-r", "asha", "-g", "fashion/r9/search", "-p", f"session.seed = {seed}", "--set",
-                 f"num_samples={trials}", "checkpoint_at_end=False"]  # fmt: skip
+        flags = ["-r", "asha", "-g", "fashion/r9/search", "-p", f"session.seed = {seed}",
+                 "--set", f"num_samples={trials}", "checkpoint_at_end=False"]  # fmt: skip
         run(folder, f"asha{seed}", *flags)
         run(folder, f"whole{seed}", *flags, "scheduler=None")
         found, whole = lasts(folder / f"asha{seed}"), lasts(folder / f"whole{seed}")
@@ -210,8 +214,9 @@ def asha(folder: Path, seeds: int, trials: int) -> None:
         rounds = [sum(last["round"] for last in some) for some in (found, whole)]
         rows.append((seed, *(f"{value:.4f}" for value in best), f"{best[1] - best[0]:+.4f}",
                      *map(int, rounds), f"{rounds[0] / rounds[1]:.3f}"))  # fmt: skip
-        print(table(rows, ["seed", "ASHA's best", "whole search's", "behind (<= 0.005)",
-                           "ASHA's rounds", "whole", "share (<= 0.35)"]), flush=True)  # fmt: skip
+        heads = ["seed", "ASHA's best", "whole search's", "behind (<= 0.005)", "ASHA's rounds",
+                 "whole", "share (<= 0.35)"]  # fmt: skip
+        print(table(rows, heads), flush=True)
 
 
 def main() -> None:

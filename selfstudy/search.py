@@ -18,6 +18,7 @@ from selfstudy import rayenv  # noqa: F401  (before Ray)
 
 import numpy as np
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import (
     SCHEDULER_IMPORT,
     AsyncHyperBandScheduler,
@@ -149,7 +150,7 @@ def _made(kind: str, wanted: Any, known: dict, create: Callable) -> Any:
         raise
     except (ImportError, AssertionError) as error:
         raise UserError(f"ray config: {kind} '{name}': {missing(error)}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, TuneError) as error:
         raise UserError(f"ray config: {kind} '{name}': {cause(error)}") from None
 
 
@@ -291,7 +292,8 @@ class Search(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass a finite result on."""
-        if trial_id not in self.unknown and self._scored(result):
+        again = result.get("interrupted")  # the last round's, told while the trial stops
+        if not again and trial_id not in self.unknown and self._scored(result):
             self.inner.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error=False) -> None:

@@ -10,7 +10,7 @@ from selfstudy.plan import Plan, Row
 from util import files
 from util.errors import UserError, printable
 from util.manifest import Manifest
-from util.progress import clock, setting, table
+from util.progress import clock, headings, setting, table
 
 SHOWN = 24  # trials in a table; misc/results.py lists them all
 
@@ -62,13 +62,17 @@ def results(plan: Plan, failed: dict[str, str], seconds: float) -> str:
         lines.append([row.name, *(setting(row.overrides.get(name)) for name in names),
                       f"{last.get('round', 0):g}", *numbers,
                       manifest.status(row.name, last)])  # fmt: skip
+    leaves = headings([row.overrides for row in plan.rows])
     heads = [name.removesuffix("_accuracy") for name in shown]
-    text = table(lines, ["trial", *names, "rounds", *heads, "state"])
+    heads = [*(leaves.get(name, name) for name in names), "rounds", *heads, "state"]
+    text = table(lines, ["trial", *heads])
     if len(rows) > SHOWN:
         text += f"\n... {len(rows) - SHOWN} more: python misc/results.py ls {plan.exp_id}"
     text += f"\n\n{clock(seconds)} in all; trial folders below {plan.folder}"
     for name, why in failed.items():
-        text += f"\n{name} failed: {printable(why)} (see {name}/{paths.ERROR})"
+        text += f"\n{name} failed: {printable(why)}"
+        if (plan.folder / name / paths.ERROR).exists():
+            text += f" (see {name}/{paths.ERROR})"
     return text
 
 

@@ -24,7 +24,7 @@ from selfstudy.datasets.base import BaseDataset, NotPrepared
 from selfstudy.registry import Names
 from selfstudy.session import Report
 from util import checkpoints, environment, hparams
-from util.errors import UserError, cause
+from util.errors import UserError, cause, nearest
 from util.mirror import Mirror
 
 SPARE = 3  # checkpoints that nobody asked for, kept while a trial runs: others may adopt them
@@ -119,6 +119,7 @@ def check(
     parts = configure.would_build("trial")
     optim.check(parts)
     _check_backbone(parts)
+    _check_used(overrides, parts)
     rounds = (parts.get("scheduler") or {"milestones": [0]})["milestones"][-1]
     rounds = parts.get("simulation", {}).get("rounds", rounds)
     if not build:
@@ -138,6 +139,17 @@ def check(
         dataset = loaders["train"].dataset
         data = {_below_data(dataset.path): dataset.attributes.get("sha256")}
     return Checked(parts, rounds, (*metrics, *OF_A_ROUND), size, data)
+
+
+def _check_used(overrides: dict[str, Any], parts: dict[str, dict[str, Any]]) -> None:
+    """Refuse a search over something that the trial never builds: it would change nothing."""
+    for name in overrides:
+        component = name.rpartition(".")[0]
+        if not any(part == component or part.endswith(f"/{component}") for part in parts):
+            raise UserError(
+                f"ray config: '{name}' changes nothing here, since this configuration uses no "
+                f"{component}{nearest(component, parts)}"
+            )
 
 
 def _check_backbone(parts: dict[str, dict[str, Any]]) -> None:
@@ -209,6 +221,8 @@ class Trial:
     ):
         self.overrides, self.folder, self.rules = dict(overrides), Path(folder), rules
         self.command, self.stopping = command, stopping
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder} is a link: a trial writes to a folder of its own")
         self.folder.mkdir(parents=True, exist_ok=True)
         registry.discover()
         configure.load(spec, overrides)
@@ -221,7 +235,7 @@ class Trial:
         self._kept: tuple[dict, dict] | None = None  # state and result of the last round
         self._closed = False
         self._token = uuid.uuid4().hex
-        (self.folder / paths.WRITER).write_text(self._token)
+        files.write_text(self.folder / paths.WRITER, self._token)
         (self.folder / paths.ERROR).unlink(missing_ok=True)  # of an earlier attempt
         files.write_json(self.folder / paths.PARAMS, self.overrides)
         files.write_text(self.folder / paths.CONFIG, self.config)

@@ -113,7 +113,8 @@ TABLE = {
     "main.py": (
         5,
         "paths selfstudy.configure selfstudy.disk selfstudy.interrupt selfstudy.plan "
-        "selfstudy.preflight selfstudy.search selfstudy.solo selfstudy.study selfstudy.summary selfstudy.trial "
+        "selfstudy.preflight selfstudy.search selfstudy.solo selfstudy.study "
+        "selfstudy.summary selfstudy.trial "
         f"util.environment util.mirror util.progress {LEAVES}",
     ),
     "misc/move_snapshots.py": (5, "util.checkpoints util.relocate util.errors"),

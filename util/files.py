@@ -70,10 +70,17 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, row: dict) -> None:
-    """Append one row of strict JSON in a single write, so that lines never interleave."""
+    """Append one row of strict JSON in a single write, so that lines never interleave.
+
+    A last line that a killed writer has left unfinished stays a line of its own. A link is not
+    followed: in a stranger's folder it could lead to any file of the user's.
+    """
     line = json.dumps(plain(row), allow_nan=False) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            line = "\n" + line
         os.write(handle, line.encode())
     finally:
         os.close(handle)
