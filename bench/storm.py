@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ TIMING = ("images_per_s", "round_s", "total_s", "time", "memory_mb")
 METRICS = ("train_loss", "train_accuracy", "valid_accuracy", "mean_accuracy", "best_accuracy")
 KINDS = ("worker SIGKILL", "driver SIGKILL", "SIGINT", "SIGTERM")
 SPENT = 240.0  # seconds that one start of main.py may take
-GONE = 30.0  # seconds until the processes of a dead driver must be gone
+GONE = 30.0  # seconds until the processes of a driver that has ended must be gone
+ORPHANS = 100.0  # the same, of one that was killed: Ray's agents wait a minute for an answer
 SIGNALS = {"driver SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 CODES = {"driver SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}
 
@@ -75,10 +76,14 @@ def until(condition: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
-def quiet(experiments: Path, seconds: float = GONE) -> list[str]:
+def quiet(experiments: Path, seconds: float = GONE, but: Collection[int] = ()) -> list[str]:
     """Command lines of the processes that are still there after `seconds`."""
-    until(lambda: not list(processes(experiments)), seconds)
-    return [line for _, line in processes(experiments)]
+
+    def left() -> list[str]:
+        return [line for pid, line in processes(experiments) if pid not in but]
+
+    until(lambda: not left(), seconds)
+    return left()
 
 
 # ---- what must hold -------------------------------------------------------------------------
@@ -154,7 +159,7 @@ def _jumps(plan: Plan, row: Row, lines: list[dict[str, Any]]) -> Iterator[str]:
     if len(lines) > 1 and lines[-1].get("exploited") == lines[-2].get("exploited"):
         limit = _limit(formula.rate, *lines[-2:])
         if abs(limit - formula.limit) > 1e-9:
-            yield f"its last round tends to {limit:.6f}, its configuration to {formula.limit:.6f}"
+            yield f"its last round tends to {limit:.6f}, its values to {formula.limit:.6f}"
 
 
 def _limit(rate: float, before: dict[str, Any], line: dict[str, Any]) -> float:
@@ -246,6 +251,8 @@ class Storm:
         draw: of moments and kinds.
         kills: what was killed, in order.
         faults: what must not have happened.
+        executed: trial and time of each round that was computed.
+        orphans: processes of killed drivers, which end by themselves.
     """
 
     experiments: Path
@@ -257,6 +264,7 @@ class Storm:
     kills: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
     executed: set = dataclasses.field(default_factory=set)
+    orphans: set[int] = dataclasses.field(default_factory=set)
 
     def start(self, *flags: str) -> subprocess.Popen:
         """`main.py` with its output in a file, in a process group of its own."""
@@ -306,7 +314,8 @@ class Storm:
             watch.join()
             watch.look()
             self.executed |= watch.seen
-        self.faults += [f"still running: {line[:80]}" for line in quiet(self.experiments)]
+        left = quiet(self.experiments, ORPHANS)
+        self.faults += [f"still running: {line[:80]}" for line in left]
         return Plan.stored(name)
 
     def disturb(
@@ -361,9 +370,12 @@ class Storm:
         self.kills.append(kind)
         if code != CODES[kind]:
             self.faults.append(f"{kind}: ended with code {code}: {self.tail()}")
-        if kind != "driver SIGKILL" or self.draw.random() < 0.5:  # else it is resumed at once
-            left = quiet(self.experiments)
+        if kind != "driver SIGKILL":
+            left = quiet(self.experiments, but=self.orphans)
             self.faults += [f"left by {kind}: {line[:80]}" for line in left]
+        elif self.draw.random() < 0.5:  # else it is resumed at once
+            quiet(self.experiments)
+        self.orphans |= {pid for pid, _ in processes(self.experiments)}
         return CODES[kind]
 
     def tail(self) -> str:
@@ -439,9 +451,12 @@ def run(
         jumps |= any("exploited" in line for row in plan.rows for line in plan.results(row))
     again = len(storm.executed) - stays
     counts = collections.Counter(storm.kills)
-    say(f"\n{len(storm.kills)} kills ({', '.join(f'{n} {kind}' for kind, n in counts.items())}) "
-        f"in {number} studies and {time.monotonic() - start:.0f} s; {stays} rounds kept, {again} "
-        f"computed again, at most {allowed}")  # fmt: skip
+    kinds_told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    say(
+        f"\n{len(storm.kills)} kills ({kinds_told}) in {number} studies and "
+        f"{time.monotonic() - start:.0f} s; {stays} rounds kept, {again} computed again, at "
+        f"most {allowed}"
+    )
     if again > allowed and not jumps:
         found.append(f"{again} rounds were computed again, more than {allowed}")
     return storm.faults + found
