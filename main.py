@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from selfstudy import plan as plans
-from selfstudy import summary
+from selfstudy import rayconfig, shares, summary
 from selfstudy.configure import Spec, text_of
 from selfstudy.interrupt import Interrupted, Interrupts
 from selfstudy.plan import Plan
@@ -65,13 +65,13 @@ def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
     """The plan, a new one from the flags or the stored one, and its ray config's entries."""
     if args.resume:
         plan = _stored(args)
-        return plan, plans.stored_args(plan, accept_changes=bool(args.ray_config))
+        return plan, plan.given(accept_changes=bool(args.ray_config))
     spec = Spec(tuple(args.gin_config or DEFAULT_GIN), tuple(args.gin_param))
     name = (args.ray_config or "single_run").removesuffix(".py")
-    given = plans.exp_args(name, args.settings)
+    given = rayconfig.exp_args(name, args.settings)
     given["checkpoint_at_end"] |= args.checkpoint_at_end
     variants = None
-    if plans.is_drawn(given["config"]) and not given["search_alg"]:
+    if rayconfig.is_drawn(given["config"]) and not given["search_alg"]:
         from selfstudy.search import variants
     exp_id = args.exp_id or plans.fresh_id()
     plan = plans.make(exp_id, spec, name, given, variants, args.settings)
@@ -123,8 +123,8 @@ def show_plan(plan: Plan, found: "Preflight", resources: dict[str, float], gpus:
     more = plan.total - len(plan.rows)
     if more:
         print(f"{more} trials that a search will choose ({plan.exp_args['search_alg']})")
-    side = plans.at_once(resources, cpus(), gpus)
-    print(f"{plan.total} trials, {plans.packing(resources, cpus(), gpus)}; "
+    side = shares.at_once(resources, cpus(), gpus)
+    print(f"{plan.total} trials, {shares.packing(resources, cpus(), gpus)}; "
           f"results in {plan.folder}")  # fmt: skip
     show_room(plan, found)
     print(summary.duration(plan, found.total(plan), side))
@@ -154,13 +154,13 @@ def execute(
     plan: Plan, given: dict[str, Any], found: "Preflight", args: argparse.Namespace
 ) -> int:
     """Run the unfinished trials; returns the exit code."""
-    from selfstudy import trial
+    from selfstudy import devices
 
     start = time.monotonic()
     with plan.lock(), Interrupts(plan.folder) as interrupts:
         if not args.resume:
             refuse_existing(plan)
-            plan.write(found.data, trial.devices())
+            plan.write(found.data, devices.names())
         elif args.settings:
             plan.write_plan()
         left = len(plan.unfinished()) + plan.total - len(plan.rows)
@@ -219,10 +219,10 @@ def _progress(plan: Plan, found: "Preflight", args: argparse.Namespace) -> Trial
 
 
 def _local(plan, given, found, interrupts, args) -> tuple[dict, dict]:
-    from selfstudy import solo, trial
+    from selfstudy import devices, solo
 
     wanted = plan.exp_args["resources_per_trial"]
-    resources, notes = plans.fit_resources(wanted, cpus(), trial.gpus())
+    resources, notes = shares.fit(wanted, cpus(), devices.gpus())
     with _progress(plan, found, args) as progress:
         interrupts.say = progress.say
         for note in notes:
@@ -231,14 +231,14 @@ def _local(plan, given, found, interrupts, args) -> tuple[dict, dict]:
 
 
 def _ray(plan, given, found, interrupts, args) -> tuple[dict, dict]:
-    from selfstudy import study
+    from selfstudy import cluster, study
 
     try:
-        have = study.start(args.address, args.quiet, plan.folder)
+        have = cluster.start(args.address, args.quiet, plan.folder)
         interrupts.listen()
-        resources, notes = plans.fit_resources(plan.exp_args["resources_per_trial"], *have)
+        resources, notes = shares.fit(plan.exp_args["resources_per_trial"], *have)
         if plan.total > 1:
-            print(plans.packing(resources, *have), flush=True)
+            print(shares.packing(resources, *have), flush=True)
         with _progress(plan, found, args) as progress:
             interrupts.say = progress.say
             for note in notes:
@@ -247,7 +247,7 @@ def _ray(plan, given, found, interrupts, args) -> tuple[dict, dict]:
                 plan, given, progress, resources, interrupts, args.quiet, have, found.typical
             )
     finally:
-        study.stop()
+        cluster.stop()
 
 
 @reports_errors
@@ -264,23 +264,23 @@ def main() -> int:
             f"-l runs one trial after another, and {plan.ray} compares trials as they run: "
             "leave -l out, or add --set scheduler=None search_alg=None"
         )
-    from selfstudy import trial  # torch takes seconds; a wrong flag is answered without it
-
     if args.print_config:
+        from selfstudy import rehearsal
+
         overrides = plan.rows[0].overrides if plan.rows else {}
-        print(text_of(trial.check(plan.spec, overrides, build=False).parts))
+        print(text_of(rehearsal.check(plan.spec, overrides, build=False).parts))
         return 0
-    from selfstudy import preflight
+    from selfstudy import devices, preflight
 
     found = preflight.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
-    gpus = 0 if args.address else trial.gpus()
+    gpus = 0 if args.address else devices.gpus()
     if not args.address:
-        resources, _ = plans.fit_resources(resources, cpus(), gpus)
+        resources, _ = shares.fit(resources, cpus(), gpus)
     elif not args.dry_run:
-        from selfstudy import study
+        from selfstudy import cluster
 
-        study.check_address(args.address)
+        cluster.check_address(args.address)
     if args.dry_run:
         show_plan(plan, found, resources, gpus)
         return 0

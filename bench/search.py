@@ -107,8 +107,8 @@ def overhead(folder: Path, trials: int, plain: int) -> None:
     training = statistics.mean(last["total_s"] for last in lasts(folder / "ours"))
     ours = marginal(ended(folder / "ours")) - training / slots
     command = [sys.executable, "-m", "bench.search", "plain", str(plain), str(folder)]
-    told = subprocess.run(command, cwd=ROOT, env=environment(folder), text=True, capture_output=True,
-                          check=True).stdout  # fmt: skip
+    told = subprocess.run(command, cwd=ROOT, env=environment(folder), text=True, check=True,
+                          stdout=subprocess.PIPE).stdout  # fmt: skip
     found = json.loads(told.splitlines()[-1])
     theirs = marginal(found["ended"]) - found["training"] / slots
     rows = [

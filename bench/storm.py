@@ -26,8 +26,7 @@ import torch
 
 import paths
 from bench.common import table
-from selfstudy import plan as plans
-from selfstudy import summary, trial
+from selfstudy import rehearsal, shares, summary
 from selfstudy.configure import Spec
 from selfstudy.plan import Plan, Row
 from selfstudy.simulation import Simulation
@@ -97,7 +96,7 @@ def rows_of(plan: Plan, row: Row) -> list[dict[str, Any]]:
 
 def simulation(spec: Spec, overrides: dict[str, Any]) -> Simulation:
     """The formula of a trial, which takes no time."""
-    values = trial.check(spec, overrides, build=False).parts["simulation"]
+    values = rehearsal.check(spec, overrides, build=False).parts["simulation"]
     still = {"seconds": 0.0, "fault": "none"}
     return Simulation(torch.device("meta"), **(values | still))
 
@@ -391,7 +390,7 @@ def kept(plan: Plan) -> int:
 
 def bound(storm: Storm, plan: Plan) -> int:
     """Rounds that the kills may have cost: a worker's since its last checkpoint, each."""
-    at_once = plans.at_once(plan.exp_args["resources_per_trial"], cpus(), 0)
+    at_once = shares.at_once(plan.exp_args["resources_per_trial"], cpus(), 0)
     count = collections.Counter(storm.kills)
     interval = plan.exp_args["checkpoint_freq"] or int(plan.last(plan.rows[0])["rounds"])
     return interval * (count["worker SIGKILL"] + at_once * count["driver SIGKILL"])

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from selfstudy import plan  # noqa: E402
+from selfstudy import rayconfig  # noqa: E402
 from util.errors import reports_errors  # noqa: E402
 
 SCRIPTS = (
@@ -260,7 +260,7 @@ def tables(name: str, parser: argparse.ArgumentParser) -> list[str]:
 def script(shell: str) -> str:
     """The whole script for a shell."""
     rows = [line for name in SCRIPTS for line in tables(name, parser_of(name))]
-    entries = {key: value for key, value in plan.DEFAULTS.items() if key != "config"}
+    entries = {key: value for key, value in rayconfig.DEFAULTS.items() if key != "config"}
     settings = " ".join(f"{key}{'.' if isinstance(value, dict) else '='}"
                         for key, value in entries.items())  # fmt: skip
     body = BODY.replace("@TABLES@", "\n".join(rows)).replace("@SETTINGS@", settings)

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from selfstudy.plan import Plan, Row, size
+from selfstudy.plan import Plan, Row
+from selfstudy.rayconfig import size
 from util import checkpoints
 from util.errors import UserError
 

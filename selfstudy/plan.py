@@ -5,14 +5,10 @@ needs. `journal.jsonl` grows by a line for each trial that a search adds and for
 happens to one. How far a trial is stands in its own `result.json`; nothing else keeps state.
 """
 
-import ast
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import os
-import re
-import runpy
 import shlex
 import socket
 import sys
@@ -24,7 +20,7 @@ from typing import Any
 import filelock
 
 import paths
-from selfstudy import configure, rayenv, registry, values  # noqa: F401  (rayenv: see there)
+from selfstudy import configure, rayconfig, registry, values
 from util import checkpoints, environment, files
 from util.checkpoints import under_experiments
 from util.errors import UserError, nearest
@@ -32,35 +28,6 @@ from util.manifest import Manifest
 from util.relocate import safe_name
 
 SCHEMA = 1
-DEFAULTS: dict[str, Any] = {
-    "stop": {"is_finished": True},
-    "num_samples": 1,
-    "resources_per_trial": {"cpu": 1},
-    "checkpoint_freq": 0,
-    "checkpoint_at_end": False,
-    "keep_checkpoints": None,
-    "checkpoint_quota": None,
-    "verbose": 1,
-    "max_failures": 2,
-    "scheduler": None,
-    "search_alg": None,
-    "metric": "mean_accuracy",
-    "mode": "max",
-    "max_concurrent": None,
-    "time_budget_s": None,
-    "config": {},
-}
-# Entry -> what it takes; the first word of each is checked.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "stop": (dict,), "num_samples": (int,), "resources_per_trial": (dict,),
-    "checkpoint_freq": (int,), "checkpoint_at_end": (bool,),
-    "keep_checkpoints": (int, type(None)), "checkpoint_quota": (int, float, str, type(None)),
-    "verbose": (int,), "max_failures": (int,), "metric": (str, list), "mode": (str, list),
-    "max_concurrent": (int, type(None)), "time_budget_s": (int, float, type(None)),
-    "config": (dict,),
-}  # fmt: skip
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 Variants = Callable[[dict[str, Any], int], list[dict[str, Any]]]
 HEARTBEAT = 60.0  # seconds between two signs of life of the driver
 STALE = 5 * HEARTBEAT  # without one for so long, another machine's driver counts as gone
@@ -173,8 +140,8 @@ class Plan:
                 raise UserError(
                     f"--resume: '{entry}' of '{self.exp_id}' is settled; choose another -e"
                 )
-        given = overridden(self.exp_args | {"config": {}}, settings)
-        _check_args(given, "--set")
+        given = rayconfig.overridden(self.exp_args | {"config": {}}, settings)
+        rayconfig.check(given, "--set")
         del given["config"]
         self.exp_args = given
         self.settings = (*self.settings, *settings)
@@ -200,11 +167,33 @@ class Plan:
         rows = [Row(row["name"], row["overrides"]) for row in manifest.rows]
         return cls(
             str(folder.relative_to(paths.EXP_DIR)), spec, stored["ray"],
-            {key: item for key, item in DEFAULTS.items() if key != "config"}
+            {key: item for key, item in rayconfig.DEFAULTS.items() if key != "config"}
             | stored["exp_args"],
             rows, stored["command"], stored.get("total", 0),
             tuple(stored.get("settings", ())), stored.get("digest", ""),
         )  # fmt: skip
+
+    def given(self, accept_changes: bool = False) -> dict[str, Any]:
+        """The entries of the ray config, with Ray's objects where it needs any.
+
+        A plan that names its scheduler, and whose trials are all known, needs its ray config's
+        file no more. Otherwise the file is run again, since objects cannot be stored as text.
+
+        Args:
+            accept_changes: take the file although it differs from the one planned with.
+
+        Raises:
+            UserError: the file is needed and has changed, or is gone.
+        """
+        objects = rayconfig.has_objects(self.exp_args["scheduler"])
+        if not objects and not self.exp_args["search_alg"]:
+            return self.exp_args | {"config": {}}
+        if rayconfig.digest(self.ray) != self.digest and not accept_changes:
+            raise UserError(
+                f"config/ray/{self.ray}.py has changed since '{self.exp_id}' was planned: "
+                f"restore it, or add -r {self.ray} to go on with the file as it is"
+            )
+        return rayconfig.exp_args(self.ray, self.settings)
 
     def forget(self) -> None:
         """Take the plan back if no trial has begun, so that the name is free again."""
@@ -342,134 +331,6 @@ def fresh_id() -> str:
     return next(name for name in taken if not (paths.EXP_DIR / name).exists())
 
 
-def overridden(given: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """A ray config's entries after `--set KEY=VALUE`.
-
-    KEY is an entry, or `entry.key` of an entry that is a dict, such as
-    `resources_per_trial.gpu`. VALUE is a Python literal; what is none is text.
-    """
-    given = dict(given)
-    for text in settings:
-        key, equals, value = (part.strip() for part in text.partition("="))
-        entry, dot, inner = key.partition(".")
-        if not equals or not value:
-            raise UserError(f"--set '{text}': expected KEY=VALUE, as in num_samples=40")
-        if entry not in DEFAULTS:
-            raise UserError(f"--set '{text}': no entry '{entry}'{nearest(entry, DEFAULTS)}")
-        if dot and not isinstance(given[entry], dict):
-            raise UserError(f"--set '{text}': {entry} has no parts")
-        try:
-            parsed = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed = value
-        given[entry] = {**given[entry], inner: parsed} if dot else parsed
-    return given
-
-
-def is_drawn(config: dict[str, Any]) -> bool:
-    """Whether a search space has values that are still to be drawn, such as a grid's."""
-
-    def plain(value: Any) -> bool:
-        if isinstance(value, dict):
-            return "grid_search" not in value and all(map(plain, value.values()))
-        if isinstance(value, (list, tuple)):
-            return all(map(plain, value))
-        return value is None or isinstance(value, (bool, int, float, str))
-
-    return not plain(config)
-
-
-def ray_file(name: str) -> Path:
-    """The path of `config/ray/<name>.py`, or a `UserError` with the nearest known name."""
-    known = sorted(str(path.relative_to(paths.RAY_DIR).with_suffix(""))
-                   for path in paths.RAY_DIR.rglob("*.py"))  # fmt: skip
-    if name.removesuffix(".py") not in known:
-        raise UserError(f"no ray config is called '{name}'{nearest(name, known)}")
-    return paths.under(paths.RAY_DIR, name.removesuffix(".py") + ".py")
-
-
-def exp_args(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """`exp_args` of `config/ray/<name>.py`, checked, with defaults and `--set` filled in."""
-    path = ray_file(name)
-    try:
-        given = runpy.run_path(str(path))["exp_args"]
-    except KeyError:
-        raise UserError(f"config/ray/{name}.py defines no exp_args") from None
-    except ImportError as error:
-        raise UserError(
-            f"config/ray/{name}.py: {error}; pip install {error.name or name}"
-        ) from None
-    except Exception as error:  # a user's file may fail in any way; it is still one line
-        raise UserError(f"config/ray/{name}.py: {type(error).__name__}: {error}") from None
-    for key in given:
-        if key not in DEFAULTS:
-            raise UserError(f"config/ray/{name}.py: no entry '{key}'{nearest(key, DEFAULTS)}")
-    given = overridden(DEFAULTS | given, settings)
-    _check_args(given, f"config/ray/{name}.py")
-    return given
-
-
-def _check_args(given: dict[str, Any], where: str) -> None:
-    """Refuse entries of a wrong kind or size."""
-    for key, kinds in _KINDS.items():
-        value = given[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("None" if kind is type(None) else kind.__name__
-                                 for kind in kinds)  # fmt: skip
-            raise UserError(f"{where}: '{key}' takes {wanted}, not {value!r}")
-    least = {"num_samples": 1, "checkpoint_freq": 0, "keep_checkpoints": 0, "verbose": 0,
-             "max_failures": -1, "max_concurrent": 1, "time_budget_s": 0}  # fmt: skip
-    for key, smallest in least.items():
-        if given[key] is not None and given[key] < smallest:
-            raise UserError(f"{where}: '{key}' is {given[key]}, the least is {smallest}")
-    metrics, modes = given["metric"], given["mode"]
-    many = isinstance(metrics, list)
-    if many != isinstance(modes, list) or (many and len(metrics) != len(modes)):
-        raise UserError(f"{where}: each metric needs a mode: {metrics!r} has {modes!r}")
-    for mode in modes if many else [modes]:
-        if mode not in ("max", "min"):
-            raise UserError(f"{where}: 'mode' is 'max' or 'min', not {mode!r}")
-    size(given["checkpoint_quota"])
-
-
-def size(text: int | float | str | None) -> int | None:
-    """Bytes that a text such as '50GB' or '1.5 TiB' says."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if not match or match[2].upper() not in _UNITS:
-        raise UserError(f"checkpoint_quota = {text!r}: expected a size such as '50GB'")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def digest(name: str) -> str:
-    """SHA-256 of a ray config's file."""
-    return hashlib.sha256(ray_file(name).read_bytes()).hexdigest()
-
-
-def stored_args(plan: Plan, accept_changes: bool) -> dict[str, Any]:
-    """The entries of a stored plan, with Ray's objects where it needs any.
-
-    A plan that names its scheduler, and whose trials are all known, needs its ray config's
-    file no more. Otherwise the file is run again, since objects cannot be stored as text.
-
-    Args:
-        plan: as stored.
-        accept_changes: take the file although it differs from the one that was planned with.
-
-    Raises:
-        UserError: the file is needed and has changed, or is gone.
-    """
-    if not _has_objects(plan.exp_args["scheduler"]) and not plan.exp_args["search_alg"]:
-        return plan.exp_args | {"config": {}}
-    if digest(plan.ray) != plan.digest and not accept_changes:
-        raise UserError(
-            f"config/ray/{plan.ray}.py has changed since '{plan.exp_id}' was planned: restore "
-            f"it, or add -r {plan.ray} to go on with the file as it is"
-        )
-    return exp_args(plan.ray, plan.settings)
-
-
 def make(
     exp_id: str,
     spec: configure.Spec,
@@ -497,10 +358,10 @@ def make(
     flat = [{name: values.literal(name, value) for name, value in
              values.flatten(one).items()} for one in drawn]  # fmt: skip
     rows = [Row("", overrides) for overrides in _with_seeds(flat, spec)]
-    settled = {key: _settled(value) for key, value in given.items() if key != "config"}
+    settled = {key: rayconfig.as_json(value) for key, value in given.items() if key != "config"}
     plan = Plan(
         exp_id, spec, ray, settled, rows, shlex.join(["python", *sys.argv]),
-        samples if given["search_alg"] else len(rows), tuple(settings), digest(ray),
+        samples if given["search_alg"] else len(rows), tuple(settings), rayconfig.digest(ray),
     )  # fmt: skip
     varying = plan.varying()
     plan.rows = [Row(_name(row.overrides, varying, number), row.overrides)
@@ -524,24 +385,6 @@ def _with_seeds(drawn: list[dict[str, Any]], spec: configure.Spec) -> list[dict[
     return rows
 
 
-def _settled(value: Any) -> Any:
-    """A ray config's entry as JSON holds it; an object of Ray as text that names its class."""
-    if isinstance(value, dict):
-        return {key: _settled(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_settled(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return f"<{type(value).__name__}>"
-
-
-def _has_objects(value: Any) -> bool:
-    """Whether `_settled` had to write an object as text."""
-    if isinstance(value, (dict, list)):
-        return any(map(_has_objects, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, str) and value.startswith("<")
-
-
 def _name(overrides: dict[str, Any], varying: list[str], number: int) -> str:
     """`e_<leaf>=<value>_..._<number>`, safe and at most 100 bytes long."""
     shown = {name: overrides[name] for name in varying if name in overrides}
@@ -550,62 +393,3 @@ def _name(overrides: dict[str, Any], varying: list[str], number: int) -> str:
     parts = [f"{name.rpartition('.')[2]}={safe_name(value)}" for name, value in shown.items()]
     short = "_".join(parts)[:90]
     return f"e_{short}_{number:04d}" if short else f"e_{number:04d}"
-
-
-def fit_resources(wanted: dict[str, float], cpus: float, gpus: float) -> tuple[dict, list[str]]:
-    """What a trial can have of what it wants, and lines that say what was changed.
-
-    A GPU on a machine without one is dropped; more than there is can never be met.
-
-    Raises:
-        UserError: an unknown resource, or more CPUs or GPUs than there are.
-    """
-    have = {"cpu": cpus, "gpu": gpus}
-    notes = []
-    fitted = {}
-    for name, amount in wanted.items():
-        if name not in have:
-            raise UserError(f"resources_per_trial: no '{name}'{nearest(name, have)}")
-        if not isinstance(amount, (int, float)) or amount < 0:
-            raise UserError(f"resources_per_trial: {name} = {amount!r} is no amount")
-        if name == "gpu" and amount and not gpus:
-            notes.append(f"no GPU here: each trial asks for gpu {amount:g} and runs on the CPU")
-        elif amount > have[name]:
-            raise UserError(
-                f"resources_per_trial: {name} {amount:g} can never be met, there are "
-                f"{have[name]:g}; lower it in the ray config"
-            )
-        else:
-            fitted[name] = amount
-    return fitted, notes
-
-
-def at_once(resources: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many trials run side by side; no trial spans two GPUs with a fraction of each."""
-    limits = []
-    if cpu := resources.get("cpu"):
-        limits.append(int(cpus / cpu + 1e-9))
-    if gpu := resources.get("gpu"):
-        limits.append(int(gpus) * int(1 / gpu + 1e-9) if gpu < 1 else int(gpus / gpu))
-    return max(1, min(limits, default=1))
-
-
-def packing(resources: dict[str, float], cpus: float, gpus: float) -> str:
-    """How trials share the machine, in words."""
-    asked = ", ".join(f"{name} {amount:g}" for name, amount in resources.items())
-    gpu, words = resources.get("gpu", 0), []
-    if 0 < gpu < 1:
-        words.append(f"{int(1 / gpu + 1e-9)} trials per GPU")
-    if gpu:
-        words.append(f"{gpus:g} GPUs" if gpus != 1 else "1 GPU")
-    words.append(f"{at_once(resources, cpus, gpus)} at once")
-    return f"each {asked or 'without CPUs'}; {', '.join(words)}"
-
-
-def gpu_fit(peak_mb: float, total_mb: float, share: float) -> str:
-    """Whether trials with this peak of GPU memory fit side by side, in words."""
-    fits, wanted = int(total_mb / max(peak_mb, 1)), int(1 / share + 1e-9) if share < 1 else 1
-    text = f"peak {peak_mb / 1024:.1f} GiB of {total_mb / 1024:.1f} GiB: {fits} fit on a GPU"
-    if fits < wanted:
-        return f"{text}, NOT the {wanted} that gpu {share:g} packs: raise it"
-    return f"{text}, {wanted} are packed"

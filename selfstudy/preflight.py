@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from selfstudy import trial
+from selfstudy import rehearsal
 from selfstudy.plan import Plan
 from util.progress import clock
 
@@ -52,15 +52,15 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
     lasts = {row.name: plan.last(row) for row in plan.rows} if resumed else {}
     left = {row.name for row in plan.unfinished()} if resumed else None
     todo = [row for row in plan.rows if left is None or row.name in left]
-    known: dict[str, trial.Checked] = {}
-    found: dict[str, trial.Checked] = {}
+    known: dict[str, rehearsal.Checked] = {}
+    found: dict[str, rehearsal.Checked] = {}
     if len(todo) > MANY:
         print(f"checking {len(todo)} trials (about {clock(len(todo) * 0.1)})", file=sys.stderr)
     for row in todo:
         values = {key: item for key, item in row.overrides.items() if not key.endswith(".seed")}
         same = repr(values)
         if same not in known:
-            known[same] = trial.check(plan.spec, row.overrides, prepare=prepare)
+            known[same] = rehearsal.check(plan.spec, row.overrides, prepare=prepare)
         found[row.name] = known[same]
     rest = _check_search(plan, given, prepare, [*known.values()])
     some = [*found.values(), *rest]
@@ -79,8 +79,8 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
 
 
 def _check_search(
-    plan: Plan, given: dict[str, Any], prepare: bool, found: Sequence[trial.Checked]
-) -> list[trial.Checked]:
+    plan: Plan, given: dict[str, Any], prepare: bool, found: Sequence[rehearsal.Checked]
+) -> list[rehearsal.Checked]:
     """Check scheduler and search algorithm, and trials that stand for those to come."""
     if not (given["search_alg"] or given["scheduler"]):
         return []
@@ -89,7 +89,7 @@ def _check_search(
     corners = search.corners(given["config"]) if given["search_alg"] else []
     base = corners[0] if corners else plan.rows[0].overrides if plan.rows else {}
     changed = [base | few for few in search.mutated(search.scheduler(given))]
-    rest = [trial.check(plan.spec, values, prepare=prepare) for values in corners + changed]
+    rest = [rehearsal.check(plan.spec, values, prepare=prepare) for values in corners + changed]
     metrics = next((item.metrics for item in [*found, *rest] if item.metrics), ASSUMED)
     checked = search.check(given, metrics)
     plan.exp_args |= {key: checked[key] for key in ("metric", "mode")}

@@ -8,43 +8,31 @@ verifies there. What is left to do is read from the manifest, never from Ray's o
 import contextlib
 import logging
 import os
-import secrets
 import shutil
-import socket
-import stat
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 # ruff: isort: off
+from selfstudy import devices, shares
 from selfstudy import rayenv  # noqa: F401  (before Ray)
 # ruff: isort: on
 
-import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import paths
-from selfstudy import disk, search
 from selfstudy import plan as plans
+from selfstudy import search
 from selfstudy.interrupt import Interrupts
-from selfstudy.trial import Rules, Superseded, Trial, again, note_failure, use_share
+from selfstudy.trial import Rules, Superseded, Trial, again, note_failure
+from selfstudy.upkeep import Upkeep
 from util import checkpoints
-from util.environment import cpus
-from util.errors import UserError, cause
-from util.mirror import Mirror
 from util.progress import Trials
 
-TOKEN = Path("~/.ray/auth_token").expanduser()
-FORWARDED = (
-    "SELFSTUDY_DATA", "SELFSTUDY_EXP", "SELFSTUDY_MIRROR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-)  # fmt: skip
 OWN = "selfstudy"  # the key of a worker's configuration that is no gin name
-HOUSEKEEPING = 10.0  # seconds between two looks at the quota and the mirror
 
 
 class Worker(tune.Trainable):
@@ -79,7 +67,7 @@ class Worker(tune.Trainable):
         # The name, since population based training copies configurations between trials.
         row = next(row for row in plan.rows if row.name == self.trial_name)
         self._folder, self._metrics = plan.folder / row.name, plan.objectives
-        use_share(about["resources"])
+        devices.use_share(about["resources"])
         self._trial = self._noting(
             lambda: Trial(
                 plan.spec,
@@ -171,11 +159,8 @@ class _Watch(tune.Callback):
         self.running: set[str] = set()
         self.saved: set[str] = set()
         self.at_work: set[str] | None = None  # while stopping: without those that pause
-        self.mirror = Mirror.from_environment()
+        self.upkeep = Upkeep(plan, progress, interrupts)
         self.told_memory = False
-        self.looked = time.monotonic()
-        budget = plan.exp_args["time_budget_s"]
-        self.deadline = None if budget is None else time.monotonic() + budget
 
     def __getstate__(self) -> dict:
         return {}  # Ray stores its callbacks
@@ -198,28 +183,10 @@ class _Watch(tune.Callback):
         self.interrupts.listen()
 
     def on_step_begin(self, iteration, trials, **info) -> None:
-        """Now and then: the time budget, the quota, a sign of life, the mirror."""
-        now = time.monotonic()
+        """Look after the experiment, and who is at work while it stops."""
+        self.upkeep.look()
         if self.interrupts.stopping:
             self.at_work = {str(trial) for trial in trials if trial.status == "RUNNING"}
-        if self.deadline is not None and now > self.deadline:
-            self.interrupts.stop("the time budget is used: running trials save and end")
-        if now - self.looked < HOUSEKEEPING:
-            return
-        self.looked = now
-        self.plan.beat()
-        self.tidy()
-
-    def tidy(self) -> None:
-        """Keep to the quota, and bring the mirror up to date."""
-        for folder in disk.enforce(self.plan):
-            self.progress.say(f"{checkpoints.short_name(folder)} deleted: the quota is used")
-        if self.mirror:
-            try:
-                self.mirror.upload(self.plan.folder)
-                self.mirror.prune(self.plan.folder)
-            except OSError as error:
-                self.progress.say(f"the mirror was not reached: {cause(error)}")
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         name = str(trial)
@@ -253,7 +220,7 @@ class _Watch(tune.Callback):
         share = self.plan.exp_args["resources_per_trial"].get("gpu", 0)
         if "gpu_peak_mb" in result and share and not self.told_memory:
             self.told_memory = True
-            text = plans.gpu_fit(result["gpu_peak_mb"], result["gpu_total_mb"], share)
+            text = shares.gpu_fit(result["gpu_peak_mb"], result["gpu_total_mb"], share)
             self.progress.say(f"{name}: {text}")
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
@@ -283,7 +250,7 @@ class _Watch(tune.Callback):
         rows = {row.name: row for row in self.plan.rows}
         for name in sorted(self.running):
             self._end(name, "interrupted", why, self.plan.last(rows[name]))
-        self.tidy()
+        self.upkeep.tidy()
 
 
 class _Stop(tune.Stopper):
@@ -314,139 +281,6 @@ def _why(folder: Path, last: dict[str, Any]) -> str:
     used = last.get("memory_mb")
     memory = f"; it had used {used / 1024:.1f} GiB" if used else ""
     return f"its worker died, killed or out of memory{memory}"
-
-
-def check_address(address: str) -> None:
-    """Refuse at once an address where nothing listens; Ray itself tries for two minutes.
-
-    Raises:
-        UserError: no cluster answers at `address`.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # such as 'auto', which Ray answers by itself
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster at '{address}' ({error.strerror or error}); start one with "
-            "'ray start --head', or leave -a out"
-        ) from None
-
-
-def keep_token() -> str | None:
-    """See to the token that Ray's processes know each other by; returns what was mended.
-
-    A new one is made where there is none; one that others could read is closed to them.
-    """
-    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_AUTH_TOKEN"):
-        return None
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(32))
-        return None
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        path.chmod(0o600)
-        return f"{path} could be read by others: its mode is 0600 now"
-    return None
-
-
-def start(address: str | None, quiet: bool, folder: Path) -> tuple[float, float]:
-    """Start Ray here, or connect to a cluster; returns its CPUs and GPUs.
-
-    Args:
-        address: of a running cluster, or None.
-        quiet: nothing that workers print.
-        folder: the experiment's, which all nodes must see.
-
-    Raises:
-        UserError: no cluster answers at `address`, it refuses our token, or it has nodes that
-            do not share the folders.
-    """
-    # Workers put the driver's folder first on their path: a file of the user's called util.py
-    # there would replace ours.
-    os.chdir(paths.ROOT)
-    # A failure is told in one line by `_Watch`, its traceback lies in the trial's folder.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.CRITICAL}
-    if address:
-        forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
-        options |= {"address": address, "runtime_env": {"env_vars": forwarded}}
-    else:
-        options |= {"address": "local", "num_cpus": cpus(), "include_dashboard": False}
-    if mended := keep_token():
-        print(mended, file=sys.stderr)
-    try:
-        ray.init(**options)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        where = f"no Ray cluster at '{address}'" if address else "Ray does not start here"
-        raise UserError(f"{where}: {first}") from None
-    if address:
-        _check_authentication(address)
-        _check_shared([folder, paths.DATA_DIR])
-    have = ray.cluster_resources()
-    return have.get("CPU", 0.0), have.get("GPU", 0.0)
-
-
-def _mode() -> str | None:
-    """How the processes of a cluster know each other."""
-    return os.environ.get("RAY_AUTH_MODE")
-
-
-def _check_authentication(address: str) -> None:
-    """Refuse a cluster without tokens: whoever reaches its ports can run code there.
-
-    Raises:
-        UserError: it has none, and RAY_AUTH_MODE does not say that this is meant.
-    """
-    theirs = ray.get(ray.remote(num_cpus=0)(_mode).remote(), timeout=120)
-    if os.environ["RAY_AUTH_MODE"] == "token" and theirs != "token":
-        raise UserError(
-            f"the cluster at '{address}' runs without token authentication: start it with "
-            "RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled to use it as it is"
-        )
-
-
-def _look(path: str, text: str) -> bool:
-    """Whether this node sees a file with this text."""
-    try:
-        return Path(path).read_text() == text
-    except OSError:
-        return False
-
-
-def _check_shared(folders: list[Path]) -> None:
-    """Refuse a cluster whose nodes do not all see the folders.
-
-    Raises:
-        UserError: which node lacks which folder, or cannot run our code.
-    """
-    here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    look = ray.remote(num_cpus=0, max_retries=0)(_look)
-    for folder in folders if nodes else ():
-        mark, text = folder / f".shared-{uuid.uuid4().hex}", uuid.uuid4().hex
-        mark.write_text(text)
-        try:
-            for node in nodes:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                asked = look.options(scheduling_strategy=there).remote(str(mark), text)
-                if not ray.get(asked, timeout=60):
-                    raise UserError(
-                        f"node {node['NodeManagerAddress']} does not see {folder}: put it on a "
-                        "shared file system and set SELFSTUDY_EXP and SELFSTUDY_DATA to that"
-                    )
-        except ray.exceptions.RayError as error:
-            raise UserError(
-                f"node {node['NodeManagerAddress']} cannot run selfstudy ({cause(error)}): "
-                "install the project there in the same folder"
-            ) from None
-        finally:
-            mark.unlink(missing_ok=True)
 
 
 def run(
@@ -480,7 +314,7 @@ def run(
     shares = dict(zip(("cpu", "gpu"), have, strict=True))
     watch = _Watch(plan, progress, interrupts, resources, shares)
     progress.rung = search.rung(scheduler)
-    most = min(plans.at_once(resources, *have), given["max_concurrent"] or sys.maxsize)
+    most = min(shares.at_once(resources, *have), given["max_concurrent"] or sys.maxsize)
     space: dict[str, Any] = {
         OWN: {"folder": str(plan.folder), "resources": resources, "quiet": quiet},
         "number": tune.grid_search(numbers),
@@ -539,9 +373,3 @@ def _mutable(plan: plans.Plan, scheduler: Any) -> dict[str, Any]:
         return tune.sample_from(lambda config: now[config["number"]][name])
 
     return {name: drawer(name) for name in names if all(name in one for one in now)}
-
-
-def stop() -> None:
-    """Leave Ray, ending it where `start` had started it."""
-    ray.shutdown()
-    sys.stderr.flush()

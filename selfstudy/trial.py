@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import resource
-import sys
 import time
 import traceback
 import uuid
@@ -19,16 +17,14 @@ import torch
 
 import paths
 import util.files as files
-from selfstudy import configure, optim, registry, snapshot
-from selfstudy.datasets.base import BaseDataset, NotPrepared
+from selfstudy import configure, devices, registry, snapshot
 from selfstudy.registry import Names
 from selfstudy.session import Report
 from util import checkpoints, environment, hparams
-from util.errors import UserError, cause, nearest
+from util.errors import UserError, cause
 from util.mirror import Mirror
 
 SPARE = 3  # checkpoints that nobody asked for, kept while a trial runs: others may adopt them
-CARD_BYTES = 10_000  # of a checkpoint beside its tensors
 POLL = 0.5  # seconds between two looks at whether to stop
 
 
@@ -67,122 +63,6 @@ class Rules:
         """Whether a checkpoint is wanted after this round."""
         due = self.checkpoint_freq and number % self.checkpoint_freq == 0
         return bool(due) or (done and self.checkpoint_at_end)
-
-
-def best_device() -> torch.device:
-    """The accelerator that this process may use, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """What `check` found out about a trial.
-
-    Attributes:
-        parts: every configurable that it would build, with its values.
-        rounds: how long it is.
-        metrics: names of the numbers that each round has; empty when it was not built.
-        bytes: size of one checkpoint; 0 when it was not built.
-        data: SHA-256 of its data file by the file's path below DATA_DIR.
-    """
-
-    parts: dict[str, dict[str, Any]]
-    rounds: float
-    metrics: tuple[str, ...] = ()
-    bytes: int = 0
-    data: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-OF_A_ROUND = ("mean_accuracy", "best_accuracy", "learning_rate", "images_per_s", "round_s",
-              "total_s", "round", "training_iteration")  # fmt: skip
-
-
-def check(
-    spec: configure.Spec,
-    overrides: dict[str, Any],
-    build: bool = True,
-    prepare: bool = True,
-) -> Checked:
-    """Find a trial's mistakes before anything starts.
-
-    Args:
-        spec: files and `-p` bindings.
-        overrides: a search's values.
-        build: also open the data set, and build the model without memory for its weights.
-        prepare: make a data file that is missing; else such a trial is not built.
-
-    Raises:
-        UserError: anything in the configuration that cannot work, or missing data.
-    """
-    registry.discover()
-    configure.load(spec, overrides)
-    parts = configure.would_build("trial")
-    optim.check(parts)
-    _check_backbone(parts)
-    _check_used(overrides, parts)
-    rounds = (parts.get("scheduler") or {"milestones": [0]})["milestones"][-1]
-    rounds = parts.get("simulation", {}).get("rounds", rounds)
-    if not build:
-        return Checked(parts, rounds)
-    before, BaseDataset.may_prepare = BaseDataset.may_prepare, prepare
-    try:
-        built, metrics = _rehearsed()
-    except NotPrepared:
-        return Checked(parts, rounds)
-    finally:
-        BaseDataset.may_prepare = before
-    size = CARD_BYTES + sum(
-        item.numel() * item.element_size() for item in _tensors(built.state_dict())
-    )
-    data = {}
-    if loaders := getattr(built, "loaders", None):
-        dataset = loaders["train"].dataset
-        data = {_below_data(dataset.path): dataset.attributes.get("sha256")}
-    return Checked(parts, rounds, (*metrics, *OF_A_ROUND), size, data)
-
-
-def _check_used(overrides: dict[str, Any], parts: dict[str, dict[str, Any]]) -> None:
-    """Refuse a search over something that the trial never builds: it would change nothing."""
-    for name in overrides:
-        component = name.rpartition(".")[0]
-        if not any(part == component or part.endswith(f"/{component}") for part in parts):
-            raise UserError(
-                f"ray config: '{name}' changes nothing here, since this configuration uses no "
-                f"{component}{nearest(component, parts)}"
-            )
-
-
-def _check_backbone(parts: dict[str, dict[str, Any]]) -> None:
-    names = parts.get("session")
-    backbone = parts.get("Wrapper", {}).get("model_choice")
-    needed = registry.get("task", names["task"]).backbone if names else None
-    if (
-        needed
-        and backbone
-        and not issubclass(registry.get("backbone", backbone), registry.get("backbone", needed))
-    ):
-        raise UserError(
-            f"session.task = '{names['task']}' needs Wrapper.model_choice = '{needed}', "
-            f"not '{backbone}'"
-        )
-
-
-def _rehearsed() -> tuple[Any, list[str]]:
-    """The job on a device that computes nothing; what fails there is the user's to mend."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # loading weights into nothing is what is meant
-            built = job()(torch.device("meta"))
-            return built, built.rehearse()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the session cannot work: {cause(error)}") from error
-
-
-def _below_data(path: Path) -> str:
-    inside = path.is_relative_to(paths.DATA_DIR)
-    return (path.relative_to(paths.DATA_DIR) if inside else path).as_posix()
 
 
 class Interrupted(Exception):
@@ -226,7 +106,7 @@ class Trial:
         self.folder.mkdir(parents=True, exist_ok=True)
         registry.discover()
         configure.load(spec, overrides)
-        self.session = job()(torch.device(device) if device else best_device())
+        self.session = job()(torch.device(device) if device else devices.best())
         self.config = configure.operative_text()
         self.values = configure.operative()
         self.mirror = self._reach_mirror()
@@ -252,15 +132,14 @@ class Trial:
         elif found:
             self.session.load_state_dict(found.state())
             self._go_on_from(found.card["result"], rows)
-        elif rows:
-            files.write_lines(self.folder / paths.RESULT, [])
+        else:
+            (self.folder / paths.RESULT).unlink(missing_ok=True)
 
     def _go_on_from(self, last: dict[str, Any], rows: list[dict]) -> None:
         """Make `last` the newest of the result lines."""
         kept = [row for row in rows if row.get("round", 0) < last["round"]] + [last]
         self.seconds, self.result = last["total_s"], last
-        if rows != kept:
-            files.write_lines(self.folder / paths.RESULT, kept)
+        files.write_lines(self.folder / paths.RESULT, kept)  # without what a kill has torn
 
     def adopt(self, folder: Path) -> None:
         """Continue from another trial's checkpoint, under this trial's own configuration.
@@ -307,7 +186,7 @@ class Trial:
             self._save_last_or_tell(self.result)
             return self.result | {"interrupted": True}
         self.seconds += time.monotonic() - start
-        result |= {"total_s": self.seconds, "time": time.time(), **_memory()}
+        result |= {"total_s": self.seconds, "time": time.time(), **devices.memory()}
         if "exploited" in self.result:
             result["exploited"] = self.result["exploited"]
         weights = getattr(getattr(self.session, "model", None), "report", None)
@@ -478,14 +357,6 @@ def _number(folder: Path, last: dict[str, Any]) -> tuple[int, bool]:
     return number, bool(last.get("done")) and number == last["round"]
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value
-    nested = isinstance(value, (dict, list, tuple))
-    return [found for item in items for found in _tensors(item)] if nested else []
-
-
 def _copy(value: Any) -> Any:
     """The same state in memory of its own, on the host."""
     if isinstance(value, torch.Tensor):
@@ -499,16 +370,6 @@ def _copy(value: Any) -> Any:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _memory() -> dict[str, float]:
-    """Peak memory of this process (MiB), and of its GPU where it has one."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    found = {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
-    if torch.cuda.is_initialized():
-        found["gpu_peak_mb"] = torch.cuda.max_memory_reserved() / 2**20
-        found["gpu_total_mb"] = torch.cuda.get_device_properties(0).total_memory / 2**20
-    return found
 
 
 def reached(result: dict[str, Any], stop: dict[str, Any]) -> bool:
@@ -525,14 +386,6 @@ def _events(folder: Path):
     return SummaryWriter(str(folder))
 
 
-def use_share(resources: dict[str, float]) -> None:
-    """Keep to a trial's share: its CPUs as threads, its fraction of a GPU's memory."""
-    torch.set_num_threads(max(1, int(resources.get("cpu", 1))))
-    share = resources.get("gpu", 0)
-    if 0 < share < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(share)
-
-
 def note_failure(folder: Path, error: Exception) -> str:
     """Keep the traceback in the trial's folder, with the cause as last line; returns that."""
     text = "".join(traceback.format_exception(error))
@@ -547,7 +400,7 @@ def _told(error: Exception) -> str:
     """The cause in a line, with what helps where memory has run out."""
     if not isinstance(error, torch.OutOfMemoryError):
         return cause(error)
-    peak = _memory().get("gpu_peak_mb", 0) / 1024
+    peak = devices.memory().get("gpu_peak_mb", 0) / 1024
     return (
         f"the GPU's memory is full (peak {peak:.1f} GiB): lower dataloader.batch_size, or ask "
         f"for a larger share with --set resources_per_trial.gpu=... ({cause(error)})"
@@ -561,13 +414,3 @@ def again(error: Exception) -> bool:
     """
     chance = (OSError, MemoryError, getattr(torch, "AcceleratorError", OSError))
     return isinstance(error, chance) and not isinstance(error, torch.OutOfMemoryError)
-
-
-def gpus() -> int:
-    """CUDA devices that this process may use."""
-    return torch.cuda.device_count()
-
-
-def devices() -> list[str]:
-    """Their names."""
-    return [torch.cuda.get_device_name(number) for number in range(gpus())]

@@ -74,48 +74,61 @@ TABLE = {
         "selfstudy.snapshot selfstudy.types util.meters util.errors",
     ),
     "selfstudy/simulation.py": (2, "gin torch selfstudy.registry util.errors"),
+    "selfstudy/devices.py": (1, "torch"),
     "selfstudy/trial.py": (
         3,
-        "gin torch paths selfstudy.configure selfstudy.datasets.base selfstudy.optim "
-        "selfstudy.registry selfstudy.session selfstudy.snapshot util.checkpoints "
-        f"util.environment util.hparams util.mirror {LEAVES}",
+        "gin torch paths selfstudy.configure selfstudy.devices selfstudy.registry "
+        "selfstudy.session selfstudy.snapshot util.checkpoints util.environment util.hparams "
+        f"util.mirror {LEAVES}",
+    ),
+    "selfstudy/rehearsal.py": (
+        3,
+        "torch paths selfstudy.configure selfstudy.datasets.base selfstudy.optim "
+        f"selfstudy.registry selfstudy.trial {LEAVES}",
     ),
     "selfstudy/rayenv.py": (0, ""),
     "selfstudy/interrupt.py": (4, ""),
+    "selfstudy/shares.py": (4, "util.errors"),
+    "selfstudy/rayconfig.py": (4, "paths selfstudy.rayenv util.errors"),
     "selfstudy/plan.py": (
         4,
-        "filelock paths selfstudy.configure selfstudy.rayenv selfstudy.registry "
+        "filelock paths selfstudy.configure selfstudy.rayconfig selfstudy.registry "
         "selfstudy.values util.environment util.checkpoints util.manifest util.relocate "
         f"{LEAVES}",
     ),
-    "selfstudy/disk.py": (4, "selfstudy.plan util.checkpoints util.errors"),
+    "selfstudy/disk.py": (4, "selfstudy.plan selfstudy.rayconfig util.checkpoints util.errors"),
+    "selfstudy/upkeep.py": (
+        4,
+        "selfstudy.disk selfstudy.interrupt selfstudy.plan util.checkpoints util.errors "
+        "util.mirror util.progress",
+    ),
     "selfstudy/search.py": (
         4,
         "ray optuna selfstudy.plan selfstudy.rayenv selfstudy.values util.errors",
-    ),  # fmt: skip
+    ),
     "selfstudy/preflight.py": (
-        4, "selfstudy.plan selfstudy.search selfstudy.trial util.progress util.errors"
-    ),  # fmt: skip
-    "selfstudy/summary.py": (
         4,
-        f"paths selfstudy.plan util.manifest util.progress {LEAVES}",
-    ),  # fmt: skip
+        "selfstudy.plan selfstudy.rehearsal selfstudy.search util.progress util.errors",
+    ),
+    "selfstudy/summary.py": (4, f"paths selfstudy.plan util.manifest util.progress {LEAVES}"),
     "selfstudy/solo.py": (
         4,
-        "selfstudy.interrupt selfstudy.plan selfstudy.trial util.progress",
-    ),  # fmt: skip
+        "selfstudy.devices selfstudy.interrupt selfstudy.plan selfstudy.trial "
+        "selfstudy.upkeep util.progress",
+    ),
+    "selfstudy/cluster.py": (
+        4,
+        f"ray paths selfstudy.interrupt selfstudy.rayenv util.environment {LEAVES}",
+    ),
     "selfstudy/study.py": (
         4,
-        "ray paths selfstudy.disk selfstudy.interrupt selfstudy.plan selfstudy.rayenv "
-        "selfstudy.search selfstudy.trial util.checkpoints util.environment util.mirror "
+        "ray paths selfstudy.devices selfstudy.interrupt selfstudy.plan selfstudy.rayenv "
+        "selfstudy.search selfstudy.shares selfstudy.trial selfstudy.upkeep util.checkpoints "
         f"util.progress {LEAVES}",
     ),
     "main.py": (
         5,
-        "paths selfstudy.configure selfstudy.disk selfstudy.interrupt selfstudy.plan "
-        "selfstudy.preflight selfstudy.search selfstudy.solo selfstudy.study "
-        "selfstudy.summary selfstudy.trial "
-        f"util.environment util.mirror util.progress {LEAVES}",
+        "paths selfstudy.* util.environment util.mirror util.progress util.errors",
     ),
     "misc/move_snapshots.py": (5, "util.checkpoints util.relocate util.errors"),
     "misc/*.py": (5, "torch h5py PIL matplotlib paths selfstudy.* util.*"),
@@ -126,7 +139,7 @@ GIN_HOME = "selfstudy/configure.py"
 LOAD_HOME = "selfstudy/snapshot.py"
 UNPICKLER_HOME = "selfstudy/datasets/cifar.py"
 # Questions about CUDA that no device-agnostic call answers: is there bfloat16, cap the memory.
-CUDA_HOMES = {"selfstudy/session.py", "selfstudy/trial.py"}
+CUDA_HOMES = {"selfstudy/session.py", "selfstudy/devices.py"}
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}
 FORBIDDEN_KEYWORDS = {("shell", True), ("allow_pickle", True), ("weights_only", False)}
 MACHINE_PATH = re.compile(r"""(?<![\w.:/])/(home|root|Users|work|tmp|mnt|scratch)/""")
@@ -274,7 +287,7 @@ def test_only_the_study_and_its_search_import_ray():
     users = {
         name for name in sources() if "ray" in {m.split(".")[0] for m in imports(parsed(name))}
     }
-    assert users == {"selfstudy/study.py", "selfstudy/search.py"}
+    assert users == {f"selfstudy/{name}.py" for name in ("cluster", "search", "study")}
     assert all("ray" not in row(name)[1] for name in sources() if name not in users)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import main
 from misc import completion
-from selfstudy import plan
+from selfstudy import rayconfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash") or pytest.skip("needs bash", allow_module_level=True)
@@ -132,7 +132,7 @@ def test_parameters_quoted_scoped_or_plain(complete):
 
 def test_entries_of_the_ray_config(complete):
     found = complete("main.py", "--set", "")
-    assert {name.rstrip("=.") for name in found} == plan.DEFAULTS.keys() - {"config"}
+    assert {name.rstrip("=.") for name in found} == rayconfig.DEFAULTS.keys() - {"config"}
     assert complete("main.py", "--set", "num_samples=4", "resources") == [
         "resources_per_trial."
     ]

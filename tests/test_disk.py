@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import paths
-from selfstudy import configure, disk, snapshot
+from selfstudy import configure, disk, rayconfig, snapshot
 from selfstudy import plan as plans
 from selfstudy.trial import Rules, Trial
 from util import checkpoints, files
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def planned(count=4, **more):
-    given = plans.DEFAULTS | {"num_samples": count} | more
+    given = rayconfig.DEFAULTS | {"num_samples": count} | more
     plan = plans.make("x", SPEC, "single_run", given, None)
     plan.folder.mkdir()
     plan.write()
@@ -61,13 +61,13 @@ def test_what_cannot_fit_is_refused(monkeypatch):
     ("50GB", 50e9), ("1.5 TiB", 1.5 * 2**40), (7, 7), ("10 kb", 10_000), (None, None),
 ])  # fmt: skip
 def test_sizes_in_words(text, size):
-    assert plans.size(text) == size
+    assert rayconfig.size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "5 apples", "-3GB", "1e3GB"])
 def test_sizes_that_are_none(text):
     with pytest.raises(UserError, match="expected a size such as '50GB'"):
-        plans.size(text)
+        rayconfig.size(text)
 
 
 def checkpoint(plan, row, number, kilobytes):

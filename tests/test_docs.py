@@ -13,7 +13,7 @@ import pytest
 
 import main
 import paths
-from selfstudy import configure, plan, registry
+from selfstudy import configure, plan, rayconfig, registry
 from util import files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +143,7 @@ def test_the_targets_of_make_are_documented():
 def test_the_entries_of_a_ray_config_are_documented():
     rows = re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", text("reference/ray-config.md"), re.M)
     told = {name: re.sub(r'"', "'", default) for name, default in rows}
-    assert told == {name: str(default) for name, default in plan.DEFAULTS.items()}
+    assert told == {name: str(default) for name, default in rayconfig.DEFAULTS.items()}
 
 
 def test_the_example_of_a_ray_config_is_the_shipped_one():
@@ -196,7 +196,7 @@ sys.path.insert(0, sys.argv[1])
 import tiles
 paths.GIN_DIR, paths.DATA_DIR = Path(sys.argv[1]) / "gin", Path(sys.argv[1])
 from selfstudy import configure, trial
-trial.check(configure.Spec(("tiles/r9/classify",)), {})
+rehearsal.check(configure.Spec(("tiles/r9/classify",)), {})
 data = tiles.TilesDataset("train")
 print(data.info.rows, data.classes)
 """

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import paths
-from selfstudy import configure, registry, trial
+from selfstudy import configure, registry, rehearsal
 from selfstudy.configure import Spec
 from selfstudy.session import Session
 from util.errors import UserError
@@ -91,7 +91,7 @@ def test_each_file_builds_a_session_that_learns(name, tiny):
 @pytest.mark.parametrize("name", configure.gin_files())
 def test_each_file_passes_the_check_that_needs_no_data(name, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path / "absent")
-    found = trial.check(Spec((name,), ()), {}, build=False)
+    found = rehearsal.check(Spec((name,), ()), {}, build=False)
     assert found.rounds > 0 and found.metrics == ()
     assert not (tmp_path / "absent").exists()
 

@@ -16,7 +16,7 @@ import torch
 
 import main
 import paths
-from selfstudy import configure, snapshot, solo, summary
+from selfstudy import configure, devices, rayconfig, snapshot, solo, summary
 from selfstudy import plan as plans
 from selfstudy.configure import Spec
 from util.errors import UserError
@@ -31,7 +31,7 @@ SHORT = ("scheduler.milestones = [1, 2]", "session.train_iters = 2", "session.va
 def typed(capsys, folders, offline, monkeypatch):
     """Run a command line in this process; returns (exit code, stdout, stderr)."""
     # A trial's two threads would wait for each other while other tests use the cores.
-    monkeypatch.setattr(solo, "use_share", lambda resources: None)
+    monkeypatch.setattr(devices, "use_share", lambda resources: None)
 
     def run(*args: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *args])
@@ -286,7 +286,7 @@ def test_what_cannot_work_is_found_before_anything_starts(line, typed, monkeypat
 @pytest.mark.parametrize("gin", [main.DEFAULT_GIN, ("digits/r9/rotate",)])
 def test_the_next_commands_carry_the_configuration_on(gin):
     spec = configure.Spec(gin, ("ResNet.width = 0.2",))
-    given = plans.DEFAULTS | {"checkpoint_at_end": True}
+    given = rayconfig.DEFAULTS | {"checkpoint_at_end": True}
     one = plans.make("x", spec, "single_run", given, None)
     move, start, *others = summary.next_commands(one, main.DEFAULT_GIN)
     assert move == "python misc/move_snapshots.py -e x -m"
@@ -299,7 +299,7 @@ def test_the_next_commands_carry_the_configuration_on(gin):
         "python misc/results.py best x",
         "python misc/move_snapshots.py -e x -p '{cfg[session.seed]}' -m",
     ]
-    unsaved = plans.make("x", spec, "single_run", plans.DEFAULTS | {"num_samples": 2}, None)
+    unsaved = plans.make("x", spec, "single_run", rayconfig.DEFAULTS | {"num_samples": 2}, None)
     assert summary.next_commands(unsaved, main.DEFAULT_GIN) == ["python misc/results.py best x"]
 
 

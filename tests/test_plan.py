@@ -6,7 +6,7 @@ import filelock
 import pytest
 
 import paths
-from selfstudy import configure, registry
+from selfstudy import configure, rayconfig, registry, shares
 from selfstudy import plan as plans
 from selfstudy.plan import Plan
 from util import files
@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def given(config=None, **more):
-    return plans.DEFAULTS | {"config": config or {}} | more
+    return rayconfig.DEFAULTS | {"config": config or {}} | more
 
 
 def grid(config, samples):
@@ -101,7 +101,7 @@ def test_one_driver_at_a_time():
     ],
 )
 def test_resources_are_fitted(wanted, cpus, gpus, fitted, notes):
-    result, said = plans.fit_resources(wanted, cpus, gpus)
+    result, said = shares.fit(wanted, cpus, gpus)
     assert result == fitted and len(said) == notes
 
 
@@ -112,12 +112,12 @@ def test_resources_are_fitted(wanted, cpus, gpus, fitted, notes):
 )  # fmt: skip
 def test_impossible_resources_are_refused(wanted, text):
     with pytest.raises(UserError, match=text):
-        plans.fit_resources(wanted, 2, 2)
+        shares.fit(wanted, 2, 2)
 
 
 def test_trials_side_by_side():
-    assert plans.at_once({"cpu": 0.5, "gpu": 0.25}, 8, 2) == 8
-    assert plans.at_once({"cpu": 2}, 8, 0) == 4 and plans.at_once({}, 8, 0) == 1
+    assert shares.at_once({"cpu": 0.5, "gpu": 0.25}, 8, 2) == 8
+    assert shares.at_once({"cpu": 2}, 8, 0) == 4 and shares.at_once({}, 8, 0) == 1
 
 
 def test_ray_configs_are_checked(tmp_path, monkeypatch):
@@ -136,10 +136,10 @@ def test_ray_configs_are_checked(tmp_path, monkeypatch):
     }
     for name, text in answers.items():
         with pytest.raises(UserError, match=text):
-            plans.exp_args(name)
+            rayconfig.exp_args(name)
 
 
 def test_values_to_draw_are_noticed():
-    assert not plans.is_drawn({"a.b": [1, {"c": None}], "d": "x"})
-    assert plans.is_drawn({"a.b": {"grid_search": [1, 2]}})
-    assert plans.is_drawn({"valid": {"a.b": object()}})
+    assert not rayconfig.is_drawn({"a.b": [1, {"c": None}], "d": "x"})
+    assert rayconfig.is_drawn({"a.b": {"grid_search": [1, 2]}})
+    assert rayconfig.is_drawn({"valid": {"a.b": object()}})

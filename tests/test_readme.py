@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import main
-from selfstudy import preflight, trial
+from selfstudy import preflight, rehearsal
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def test_the_commands_of_main_plan_trials_that_pass_every_check(folders):
         plan, given = main.planned(args)
         if any("Wrapper.pretrained" in text for text in args.gin_param):
             for row in plan.rows:  # the snapshot would come from the lines before
-                trial.check(plan.spec, row.overrides, build=False)
+                rehearsal.check(plan.spec, row.overrides, build=False)
         else:
             preflight.check(plan, given, prepare=False)
         if not (args.resume or args.dry_run):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 import paths
-from selfstudy import configure, search
+from selfstudy import configure, rayconfig, search
 from selfstudy import plan as plans
 from util import files
 from util.errors import UserError
@@ -22,7 +22,7 @@ def planned(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
 
     def plan(total=4, **more):
-        given = plans.DEFAULTS | {"num_samples": total, "search_alg": "optuna", **more}
+        given = rayconfig.DEFAULTS | {"num_samples": total, "search_alg": "optuna", **more}
         spec = configure.Spec(("simulation/search",), ())
         made = plans.make("s", spec, "optuna", given | {"config": SPACE}, None)
         made.folder.mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ def test_an_absent_package_is_named():
 
 
 def args(**more):
-    return plans.DEFAULTS | more
+    return rayconfig.DEFAULTS | more
 
 
 @pytest.mark.parametrize(("given", "text"), [

@@ -11,7 +11,7 @@ import gin
 import pytest
 
 import paths
-from selfstudy import configure, registry, trial
+from selfstudy import cluster, configure, devices, registry, rehearsal, trial
 from selfstudy import plan as plans
 from selfstudy.trial import Rules, Trial
 from util import files
@@ -30,7 +30,7 @@ def experiments(tmp_path, monkeypatch, shared_data):
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
     monkeypatch.setenv("SELFSTUDY_DATA", str(shared_data))
     monkeypatch.setenv("SELFSTUDY_EXP", str(tmp_path))
-    trial.use_share({"cpu": 1})
+    devices.use_share({"cpu": 1})
     return tmp_path
 
 
@@ -100,7 +100,7 @@ def test_checks_find_what_cannot_work(experiments):
         (("BaseDataset.semisupervised = 99999",), "semisupervised"),
     ):
         with pytest.raises(trial.UserError, match=text):
-            trial.check(configure.Spec(SPEC.gin, params), {})
+            rehearsal.check(configure.Spec(SPEC.gin, params), {})
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray warns of the older form
@@ -124,10 +124,9 @@ def test_search_spaces_are_drawn_as_ray_would():
 
 
 def test_an_address_where_nothing_listens_is_refused_at_once():
-    from selfstudy import study
 
     with pytest.raises(trial.UserError, match="no Ray cluster at '127.0.0.1:9'"):
-        study.check_address("127.0.0.1:9")
+        cluster.check_address("127.0.0.1:9")
 
 
 def test_ray_and_local_runs_give_the_same_rows_and_resume(experiments):

@@ -6,7 +6,7 @@ import pytest
 
 import main
 import paths
-from selfstudy import configure, preflight, summary
+from selfstudy import configure, preflight, rayconfig, shares, summary
 from selfstudy import plan as plans
 from util import files
 from util.errors import UserError
@@ -18,7 +18,7 @@ def ended(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
     spec = configure.Spec(("simulation/search",), ("simulation.rounds = 4",))
     config = {"simulation.x": 0.5, "simulation.fault": "none"}
-    given = plans.DEFAULTS | {"config": config, "scheduler": "asha", "num_samples": 3}
+    given = rayconfig.DEFAULTS | {"config": config, "scheduler": "asha", "num_samples": 3}
     plan = plans.make("s", spec, "asha", given, None)
     plan.folder.mkdir()
     plan.write()
@@ -61,13 +61,13 @@ def test_how_long_it_will_take_is_read_from_earlier_experiments(ended):
 
 def test_repeats_are_checked_once_and_finished_trials_not_at_all(ended, monkeypatch):
     seen = []
-    check = preflight.trial.check
+    check = preflight.rehearsal.check
 
     def counting(spec, overrides, **more):
         seen.append(overrides)
         return check(spec, overrides, **more)
 
-    monkeypatch.setattr(preflight.trial, "check", counting)
+    monkeypatch.setattr(preflight.rehearsal, "check", counting)
     given = ended.exp_args | {"config": {}}
     found = preflight.check(ended, given, prepare=True)
     assert len(seen) == 1 and found.total(ended) == 12  # three seeds of four rounds
@@ -109,10 +109,10 @@ def test_a_search_may_be_given_more_trials(ended):
     ({"cpu": 0.1}, (1, 0), 10, "10 at once"),
 ])  # fmt: skip
 def test_packing(share, have, side, words):
-    assert plans.at_once(share, *have) == side and words in plans.packing(share, *have)
+    assert shares.at_once(share, *have) == side and words in shares.packing(share, *have)
 
 
 def test_what_a_trial_really_takes_of_a_gpu_is_held_against_the_packing():
-    assert plans.gpu_fit(5.1 * 1024, 23.6 * 1024, 0.25) == (
+    assert shares.gpu_fit(5.1 * 1024, 23.6 * 1024, 0.25) == (
         "peak 5.1 GiB of 23.6 GiB: 4 fit on a GPU, 4 are packed")  # fmt: skip
-    assert "NOT the 4 that gpu 0.25 packs: raise it" in plans.gpu_fit(9000, 24000, 0.25)
+    assert "NOT the 4 that gpu 0.25 packs: raise it" in shares.gpu_fit(9000, 24000, 0.25)

@@ -1,0 +1,50 @@
+"""The golden property: a study that was killed and resumed is the study that was not.
+
+`bench/storm.py` kills at random moments and compares; here it does so a few times, with fixed
+seeds. `python -m bench.storm --kills 50` is the same by hand.
+"""
+
+import pytest
+
+import paths
+from bench import storm
+
+pytestmark = pytest.mark.slow
+PBT = {
+    "name": "pbt", "time_attr": "training_iteration", "perturbation_interval": 1,
+    "hyperparam_mutations": {"simulation.x": [0.001, 0.01, 0.1], "simulation.y": [0.2, 0.5]},
+}  # fmt: skip
+HYPERBAND = {"name": "hyperband", "max_t": 9}
+
+
+@pytest.fixture
+def weather(tmp_path_factory, monkeypatch):
+    """A function that lets a storm pass over studies in a folder with a short name."""
+    folder = tmp_path_factory.mktemp("storm")  # Ray's sockets lie below it
+
+    def run(**more):
+        monkeypatch.setattr(paths, "EXP_DIR", folder / "exp")
+        told = []
+        found = storm.run(folder, say=told.append, **more)
+        return found, "\n".join(told)
+
+    return run
+
+
+def test_a_grid_is_equal_row_for_row(weather):
+    found, told = weather(kills=3, seed=1, seconds=0.2)
+    assert found == [], told
+    assert "different from the undisturbed study: nothing" in told
+
+
+def test_a_search_is_complete_and_every_row_is_as_computed(weather):
+    found, told = weather(ray="simulated_search", kills=2, seed=2, reference=False)
+    assert found == [], told
+
+
+@pytest.mark.parametrize("scheduler", [PBT, HYPERBAND], ids=lambda item: item["name"])
+def test_trials_that_depend_on_each_other_are_complete_and_consistent(weather, scheduler):
+    flags = ("--set", f"scheduler={scheduler}")
+    kinds = ("worker SIGKILL", "SIGTERM") if scheduler is PBT else ("driver SIGKILL", "SIGINT")
+    found, told = weather(flags=flags, kills=1, seed=3, reference=False, kinds=kinds)
+    assert found == [], told
