@@ -40,6 +40,8 @@ class Nodes:
             "SELFSTUDY_EXP": str(self.experiments), "SELFSTUDY_DATA": str(folder / "data"),
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(paths.ROOT),
+            "RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "2000",
+            "RAY_health_check_failure_threshold": "2",
         }  # fmt: skip
         port = self.address.partition(":")[2]
         self.start("head", "--head", "--port", port, "--include-dashboard=false")
@@ -84,6 +86,10 @@ def nodes():
     folder = Path("/tmp") / f"nodes-{os.getpid()}"  # Ray's sockets need a short path
     folder.mkdir()
     cluster = Nodes(folder)
+    (folder / "other").write_text("b" * 64)
+    (folder / "other").chmod(0o600)
+    # Ray tries for twenty seconds, in which other tests can run.
+    cluster.stranger = cluster.main("-e", "t", *STUDY, RAY_AUTH_TOKEN_PATH=f"{folder}/other")
     yield cluster
     for pid, _ in processes(cluster.experiments):
         with contextlib.suppress(ProcessLookupError):
@@ -140,3 +146,11 @@ def test_a_node_that_dies_takes_no_result_along(nodes):
                    if event.get("status") == "retried"]  # fmt: skip
         assert retried, "the node died after its trials"
     assert "2 trials per GPU, 2 GPUs" in out
+
+
+def test_who_has_another_token_is_refused(nodes):
+    out, err = nodes.stranger.communicate(timeout=90)
+    assert nodes.stranger.returncode == 2 and "Traceback" not in err
+    told = err.strip().splitlines()[-1]
+    assert told.startswith(f"error: no Ray cluster at '{nodes.address}'")
+    assert not list(nodes.experiments.glob("t/e_*"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import paths
-from selfstudy import configure, optim, plan, registry, values
+from selfstudy import configure, optim, rayconfig, registry, values
 from selfstudy.configure import Spec
 from selfstudy.values import checked
 from util.errors import UserError, nearest
@@ -553,11 +553,11 @@ def test_an_argument_that_is_required_is_asked_for(given, name):
 
 
 def test_ray_configs_are_found_inside_their_folder_only():
-    assert plan.ray_file("grid_search") == paths.RAY_DIR / "grid_search.py"
-    assert plan.ray_file("single_run.py") == paths.RAY_DIR / "single_run.py"
+    assert rayconfig.ray_file("grid_search") == paths.RAY_DIR / "grid_search.py"
+    assert rayconfig.ray_file("single_run.py") == paths.RAY_DIR / "single_run.py"
     for name in ("grid_serch", "../../main", "/etc/passwd", ""):
         with pytest.raises(UserError, match=re.escape(f"no ray config is called '{name}'")):
-            plan.ray_file(name)
+            rayconfig.ray_file(name)
 
 
 def test_retired_names_answer_with_a_pointer():

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 import main
 import paths
-from selfstudy import configure, plan, registry
+from selfstudy import configure, rayconfig, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -280,7 +280,7 @@ def test_the_commands_of_the_pages_are_ones_that_main_takes(page):
     for words in commands:
         args = main.parser().parse_args(words)
         if not args.resume:
-            plan.exp_args(args.ray_config, args.settings)
+            rayconfig.exp_args(args.ray_config, args.settings)
         for name in args.gin_config:
             assert (ROOT / "config" / "gin" / f"{name}.gin").exists()
 
@@ -290,7 +290,7 @@ def test_the_search_of_your_own_is_a_ray_config_whose_parameters_exist(tmp_path,
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.py").write_text(example)
     monkeypatch.setattr(paths, "RAY_DIR", tmp_path)
-    given = plan.exp_args("mine")
+    given = rayconfig.exp_args("mine")
     registry.discover()
     for name, space in given["config"].items():
         configure.load(configure.Spec(), {name: space.sample()})

@@ -91,7 +91,7 @@ def test_commands_parse_and_what_they_bind_exists():
         assert (ROOT / script).exists()
         if script == "main.py":
             args = main.parser().parse_args(words)
-            assert not args.ray_config or plan.ray_file(args.ray_config)
+            assert not args.ray_config or rayconfig.ray_file(args.ray_config)
             configure.load(configure.Spec(tuple(args.gin_config), tuple(args.gin_param)))
             seen += 1
         elif script == "misc/data.py" and "-p" in words:
