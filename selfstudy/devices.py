@@ -25,6 +25,9 @@ def use_share(resources: dict[str, float]) -> None:
     """Keep to a trial's share: its CPUs as threads, its fraction of a GPU's memory."""
     torch.set_num_threads(max(1, int(resources.get("cpu", 1))))
     share = resources.get("gpu", 0)
+    if torch.cuda.is_initialized():  # another trial was here
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if 0 < share < 1 and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(share)
 

@@ -311,8 +311,8 @@ def run(
     todo = {row.name for row in plan.unfinished()}
     numbers = [number for number, row in enumerate(plan.rows) if row.name in todo]
     scheduler, inner = search.scheduler(given) or FIFOScheduler(), search.searcher(given)
-    shares = dict(zip(("cpu", "gpu"), have, strict=True))
-    watch = _Watch(plan, progress, interrupts, resources, shares)
+    total = dict(zip(("cpu", "gpu"), have, strict=True))
+    watch = _Watch(plan, progress, interrupts, resources, total)
     progress.rung = search.rung(scheduler)
     most = min(shares.at_once(resources, *have), given["max_concurrent"] or sys.maxsize)
     space: dict[str, Any] = {
