@@ -15,7 +15,7 @@ from util.errors import UserError, nearest
 
 T = TypeVar("T")
 PACKAGES = ("datasets", "tasks", "models", "methods")
-JOBS = ("session", "simulation")  # what `trial.job` may name
+MODULES = ("session", "simulation", "trial")  # what is configurable besides
 
 _known: dict[str, dict[str, type]] = defaultdict(dict)
 
@@ -63,5 +63,5 @@ def discover() -> None:
         found = importlib.import_module(f"selfstudy.{package}")
         for module in sorted(info.name for info in pkgutil.iter_modules(found.__path__)):
             importlib.import_module(f"selfstudy.{package}.{module}")
-    for job in JOBS:
-        importlib.import_module(f"selfstudy.{job}")
+    for module in MODULES:
+        importlib.import_module(f"selfstudy.{module}")

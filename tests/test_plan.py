@@ -143,3 +143,9 @@ def test_values_to_draw_are_noticed():
     assert not rayconfig.is_drawn({"a.b": [1, {"c": None}], "d": "x"})
     assert rayconfig.is_drawn({"a.b": {"grid_search": [1, 2]}})
     assert rayconfig.is_drawn({"valid": {"a.b": object()}})
+
+
+def test_repeats_of_another_job_get_seeds_of_that_job():
+    spec = configure.Spec(("simulation/search",), ())
+    plan = plans.make("x", spec, "single_run", given(num_samples=2), None)
+    assert [row.overrides for row in plan.rows] == [{}, {"simulation.seed": 1}]
