@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,9 +282,9 @@ class Storm:
         params = ["-p", f"simulation.seconds = {self.seconds}"]
         return ["-e", name, "-r", self.ray, "-g", "simulation/search", *params, *self.flags]
 
-    def undisturbed(self) -> Plan:
+    def undisturbed(self, *flags: str) -> Plan:
         """The study as it ends when nobody kills anything."""
-        process = self.start(*self.fresh("reference"))
+        process = self.start(*self.fresh("reference"), *flags)
         code = process.wait(SPENT + 60 * self.seconds)
         if code:
             raise RuntimeError(f"the undisturbed study ended with code {code}: {self.tail()}")
@@ -403,7 +403,7 @@ def run(
     flags: tuple[str, ...] = (),
     seconds: float = 0.3,
     seed: int = 0,
-    reference: bool = True,
+    reference: Sequence[str] | None = (),
     kinds: tuple[str, ...] = KINDS,
     say: Callable[[str], None] = print,
 ) -> list[str]:
@@ -416,7 +416,8 @@ def run(
         flags: more flags of main.py.
         seconds: of a round.
         seed: of the moments and kinds.
-        reference: also run the study undisturbed, and compare a grid with it.
+        reference: run the study undisturbed, too, with these flags, and compare a grid with
+            it; None does not.
         kinds: what may be killed.
         say: told of tables and counts.
 
@@ -426,7 +427,7 @@ def run(
     experiments = folder / "exp"
     experiments.mkdir(parents=True, exist_ok=True)
     storm = Storm(experiments, ray, flags, seconds, random.Random(seed), kinds)
-    undisturbed = storm.undisturbed() if reference else None
+    undisturbed = None if reference is None else storm.undisturbed(*reference)
     if undisturbed:
         say(f"\nundisturbed:\n{results(undisturbed)}")
         storm.faults += problems(undisturbed)

@@ -10,7 +10,7 @@ GRACE = 10.0  # seconds that running trials have to save
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
-class Interrupted(BaseException):
+class Interrupted(KeyboardInterrupt):
     """The user wants to leave at once; `code` is the exit code."""
 
     def __init__(self, code: int):
@@ -50,10 +50,13 @@ class Interrupts:
             before = signal.signal(number, self._on_signal)
             self.previous.setdefault(number, before)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.request.unlink(missing_ok=True)
+        # While Ray waits it takes ours for any KeyboardInterrupt, and raises one of its own.
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            raise Interrupted(self.code or CODES[signal.SIGINT]) from None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.code:

@@ -6,6 +6,7 @@ verifies there. What is left to do is read from the manifest, never from Ray's o
 """
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -29,7 +30,7 @@ from selfstudy import search
 from selfstudy.interrupt import Interrupts
 from selfstudy.trial import Rules, Superseded, Trial, again, note_failure
 from selfstudy.upkeep import Upkeep
-from util import checkpoints
+from util import checkpoints, files
 from util.progress import Trials
 
 OWN = "selfstudy"  # the key of a worker's configuration that is no gin name
@@ -91,14 +92,26 @@ class Worker(tune.Trainable):
                 if result.get("interrupted"):
                     time.sleep(0.2)  # Ray asks again until the experiment ends
                     return self._without_round(interrupted=True)
-                return dict(result) | {"ended": result["done"]}
+                return self._for_ray(result) | {"ended": result["done"]}
         return self._without_round(failed=self._failed, done=True)
+
+    def _for_ray(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What schedulers and searches look at; the line itself goes along as text.
+
+        Of each number Ray's driver keeps averages and windows, several kilobytes a trial.
+        """
+        names = {"training_iteration", "round", "total_s", "done", "diverged", "train_loss"}
+        names |= {metric for metric, _ in self._metrics}
+        return {name: row[name] for name in names if name in row} | {
+            "line": json.dumps(files.plain(row))
+        }
 
     def _without_round(self, **what: Any) -> dict[str, Any]:
         """A result that schedulers can read though there was no round."""
         last = self._trial.result if self._trial else {}
         empty = {metric: float("nan") for metric, _ in self._metrics}
-        return empty | {"training_iteration": 0} | dict(last) | {"ended": False} | what
+        seen = {"training_iteration": 0, **self._for_ray(last), "ended": False}
+        return empty | seen | what
 
     def _noting(self, act: Callable[[], Any]) -> Any:
         """Do it; what fails is kept, and raised only where another try may help."""
@@ -200,12 +213,13 @@ class _Watch(tune.Callback):
         name = str(trial)
         if result.get("failed"):
             return
-        self._unsaved(name, result.get("unsaved"))
+        line = json.loads(result["line"])
+        self._unsaved(name, line.get("unsaved"))
         if result.get("interrupted"):
             self.saved.add(name)
         else:
-            self.progress.round(name, result | {"done": result["ended"]})
-            self._memory(name, result)
+            self.progress.round(name, line)
+            self._memory(name, line)
 
     def _unsaved(self, name: str, why: str | None) -> None:
         if why and name not in self.unsaved:
@@ -225,7 +239,7 @@ class _Watch(tune.Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         name = str(trial)
-        why = _why(self.plan.folder / name, trial.last_result or {})
+        why = _why(self.plan.folder / name, _line(trial))
         self.plan.note("trial", name=name, status="retried", why=why, round=0)
         self.progress.retry(name, why)
 
@@ -241,7 +255,7 @@ class _Watch(tune.Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         name = str(trial)
-        self.failed[name] = _why(self.plan.folder / name, trial.last_result or {})
+        self.failed[name] = _why(self.plan.folder / name, _line(trial))
         self._end(name, "failed", self.failed[name], trial.last_result or {})
 
     def end(self) -> None:
@@ -270,6 +284,11 @@ class _Stop(tune.Stopper):
         """Whether to end."""
         asked, at_work = self.watch.interrupts, self.watch.at_work
         return asked.overdue or (at_work is not None and at_work <= self.watch.saved)
+
+
+def _line(trial: Any) -> dict[str, Any]:
+    """The last line that one of Ray's trials has sent."""
+    return json.loads((trial.last_result or {}).get("line", "{}"))
 
 
 def _why(folder: Path, last: dict[str, Any]) -> str:

@@ -32,19 +32,26 @@ def weather(tmp_path_factory, monkeypatch):
 
 
 def test_a_grid_is_equal_row_for_row(weather):
-    found, told = weather(kills=3, seed=1, seconds=0.2)
+    found, told = weather(kills=3, seed=5, seconds=0.2, reference=["-l"])
     assert found == [], told
     assert "different from the undisturbed study: nothing" in told
 
 
 def test_a_search_is_complete_and_every_row_is_as_computed(weather):
-    found, told = weather(ray="simulated_search", kills=2, seed=2, reference=False)
+    kinds = ("worker SIGKILL", "driver SIGKILL")
+    found, told = weather(
+        ray="simulated_search", kills=2, seed=2, seconds=0.2, reference=None, kinds=kinds
+    )
     assert found == [], told
 
 
-@pytest.mark.parametrize("scheduler", [PBT, HYPERBAND], ids=lambda item: item["name"])
-def test_trials_that_depend_on_each_other_are_complete_and_consistent(weather, scheduler):
+@pytest.mark.parametrize(("scheduler", "kinds"), [
+    (PBT, ("worker SIGKILL",)), (HYPERBAND, ("SIGINT",))], ids=["pbt", "hyperband"])  # fmt: skip
+def test_trials_that_depend_on_each_other_are_complete_and_consistent(
+    weather, scheduler, kinds
+):
     flags = ("--set", f"scheduler={scheduler}")
-    kinds = ("worker SIGKILL", "SIGTERM") if scheduler is PBT else ("driver SIGKILL", "SIGINT")
-    found, told = weather(flags=flags, kills=1, seed=3, reference=False, kinds=kinds)
+    found, told = weather(
+        flags=flags, kills=1, seed=3, seconds=0.2, reference=None, kinds=kinds
+    )
     assert found == [], told

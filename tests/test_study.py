@@ -40,7 +40,7 @@ def main(*flags, **more):
 
 
 def numbers(folder):
-    timed = ("images_per_s", "round_s", "total_s", "time")
+    timed = ("images_per_s", "round_s", "total_s", "time", "memory_mb")
     rows = files.read_lines(folder / paths.RESULT)
     return [{key: item for key, item in row.items() if key not in timed} for row in rows]
 
@@ -107,7 +107,7 @@ def test_checks_find_what_cannot_work(experiments):
 def test_search_spaces_are_drawn_as_ray_would():
     from ray import tune
 
-    from selfstudy import study
+    from selfstudy import search
 
     space = {
         "a.b": tune.grid_search([1, 2]),
@@ -116,10 +116,10 @@ def test_search_spaces_are_drawn_as_ray_would():
         "g.h": tune.uniform(0, 1),
         "i.j": [1, [2, None]],
     }
-    drawn = study.variants(space, 2)
+    drawn = search.variants(space, 2)
     assert [(one["a.b"], one["c.d"], one["e.f"]) for one in drawn] == [
         (1, 10, 1.5), (2, 20, 2.5), (1, 10, 1.5), (2, 20, 2.5)]  # fmt: skip
-    assert len({one["g.h"] for one in drawn}) == 4 and drawn == study.variants(space, 2)
+    assert len({one["g.h"] for one in drawn}) == 4 and drawn == search.variants(space, 2)
     assert all(one["i.j"] == [1, [2, None]] for one in drawn)
 
 
@@ -177,7 +177,7 @@ def test_a_killed_worker_is_continued(experiments):
     os.kill(workers[0], signal.SIGKILL)
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, err
-    assert "its worker died; it continues" in err
+    assert "e_0000: its worker died, killed or out of memory" in err and "it continues" in err
     assert [row["round"] for row in files.read_lines(results)] == list(range(1, 81))
 
 
