@@ -248,6 +248,8 @@ class Storm:
         flags: more flags of main.py, such as `--set`.
         seconds: of a round.
         draw: of moments and kinds.
+        kinds: what may be killed.
+        early: share of the kills that may come while Ray starts.
         kills: what was killed, in order.
         faults: what must not have happened.
         executed: trial and time of each round that was computed.
@@ -260,6 +262,7 @@ class Storm:
     seconds: float
     draw: random.Random
     kinds: tuple[str, ...] = KINDS
+    early: float = 0.2
     kills: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
     executed: set = dataclasses.field(default_factory=set)
@@ -313,7 +316,7 @@ class Storm:
             watch.join()
             watch.look()
             self.executed |= watch.seen
-        left = quiet(self.experiments, ORPHANS)
+        left = quiet(self.experiments, but=self.orphans)
         self.faults += [f"still running: {line[:80]}" for line in left]
         return Plan.stored(name)
 
@@ -344,7 +347,7 @@ class Storm:
     def wait_a_while(self, process: subprocess.Popen, watch: Rounds, planned: Path) -> None:
         """Until some rounds more are done; now and then any moment from the plan on."""
         until(lambda: planned.exists() or process.poll() is not None, 120)
-        if self.draw.random() < 0.2:
+        if self.draw.random() < self.early:
             moment = time.monotonic() + self.draw.uniform(0, 10)
             until(lambda: time.monotonic() > moment or process.poll() is not None, 15)
             return
@@ -405,6 +408,7 @@ def run(
     seed: int = 0,
     reference: Sequence[str] | None = (),
     kinds: tuple[str, ...] = KINDS,
+    early: float = 0.2,
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Kill and resume studies until `kills` are spent.
@@ -419,6 +423,7 @@ def run(
         reference: run the study undisturbed, too, with these flags, and compare a grid with
             it; None does not.
         kinds: what may be killed.
+        early: share of the kills that may come while Ray starts.
         say: told of tables and counts.
 
     Returns:
@@ -426,7 +431,7 @@ def run(
     """
     experiments = folder / "exp"
     experiments.mkdir(parents=True, exist_ok=True)
-    storm = Storm(experiments, ray, flags, seconds, random.Random(seed), kinds)
+    storm = Storm(experiments, ray, flags, seconds, random.Random(seed), kinds, early)
     undisturbed = None if reference is None else storm.undisturbed(*reference)
     if undisturbed:
         say(f"\nundisturbed:\n{results(undisturbed)}")
@@ -474,6 +479,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="storm-"))
     paths.EXP_DIR = folder / "exp"
     found = run(folder, args.kills, args.ray, more, args.seconds, args.seed)
+    found += [f"still running: {line[:80]}" for line in quiet(folder / "exp", ORPHANS)]
     for text in found:
         print(f"WRONG: {text}")
     if found:

@@ -25,33 +25,32 @@ def weather(tmp_path_factory, monkeypatch):
     def run(**more):
         monkeypatch.setattr(paths, "EXP_DIR", folder / "exp")
         told = []
-        found = storm.run(folder, say=told.append, **more)
+        given = {"reference": None, "seconds": 0.2, "early": 0.0} | more
+        found = storm.run(folder, say=told.append, **given)
         return found, "\n".join(told)
 
     return run
 
 
 def test_a_grid_is_equal_row_for_row(weather):
-    found, told = weather(kills=3, seed=5, seconds=0.2, reference=["-l"])
+    found, told = weather(kills=2, seed=5, reference=["-l"])
     assert found == [], told
     assert "different from the undisturbed study: nothing" in told
 
 
 def test_a_search_is_complete_and_every_row_is_as_computed(weather):
     kinds = ("worker SIGKILL", "driver SIGKILL")
-    found, told = weather(
-        ray="simulated_search", kills=2, seed=2, seconds=0.2, reference=None, kinds=kinds
-    )
+    found, told = weather(ray="simulated_search", kills=2, seed=2, kinds=kinds)
     assert found == [], told
 
 
-@pytest.mark.parametrize(("scheduler", "kinds"), [
-    (PBT, ("worker SIGKILL",)), (HYPERBAND, ("SIGINT",))], ids=["pbt", "hyperband"])  # fmt: skip
-def test_trials_that_depend_on_each_other_are_complete_and_consistent(
-    weather, scheduler, kinds
-):
-    flags = ("--set", f"scheduler={scheduler}")
-    found, told = weather(
-        flags=flags, kills=1, seed=3, seconds=0.2, reference=None, kinds=kinds
-    )
+def test_a_population_is_complete_and_consistent(weather):
+    flags = ("--set", f"scheduler={PBT}")
+    found, told = weather(flags=flags, kills=1, seed=3, kinds=("worker SIGKILL",))
+    assert found == [], told
+
+
+def test_brackets_are_complete_and_consistent(weather):
+    flags = ("--set", f"scheduler={HYPERBAND}")
+    found, told = weather(flags=flags, kills=1, seed=3, kinds=("SIGINT",))
     assert found == [], told
