@@ -41,7 +41,7 @@ SPENT = 240.0  # seconds that one start of main.py may take
 GONE = 30.0  # seconds until the processes of a driver that has ended must be gone
 ORPHANS = 100.0  # the same, of one that was killed: Ray's agents wait a minute for an answer
 SIGNALS = {"driver SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
-CODES = {"driver SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}
+CODES = {"driver SIGKILL": 137, "SIGINT": 130, "SIGTERM": 143}
 
 
 # ---- processes ------------------------------------------------------------------------------
@@ -83,6 +83,11 @@ def quiet(experiments: Path, seconds: float = GONE, but: Collection[int] = ()) -
 
     until(lambda: not left(), seconds)
     return left()
+
+
+def as_in_a_shell(code: int) -> int:
+    """An exit code; that of a process that had no time to take the signal is 128 more."""
+    return 128 - code if code < 0 else code
 
 
 # ---- what must hold -------------------------------------------------------------------------
@@ -331,7 +336,7 @@ class Storm:
             kind = self.draw.choice(self.kinds)
             self.wait_a_while(process, watch, planned)
             if process.poll() is not None:
-                return process.returncode
+                return as_in_a_shell(process.returncode)
             if kind != "worker SIGKILL":
                 return self.end(process, kind)
             if found := workers(self.experiments):
@@ -339,7 +344,7 @@ class Storm:
                     os.kill(self.draw.choice(found), signal.SIGKILL)
                     self.kills.append(kind)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(max(0.1, deadline - time.monotonic()))
+            return as_in_a_shell(process.wait(max(0.1, deadline - time.monotonic())))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return None
@@ -362,11 +367,12 @@ class Storm:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if whole else os.kill)(process.pid, SIGNALS[kind])
         try:
-            code = process.wait(60)
+            code = as_in_a_shell(process.wait(60))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             self.faults.append(f"{kind}: still there after 60 s: {self.tail()}")
-            return process.wait() and None
+            return None
         if code == 0:  # it had just ended
             return code
         self.kills.append(kind)

@@ -341,6 +341,8 @@ class _Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         file = plan.folder / OPTUNA
+        if file.is_symlink():
+            raise UserError(f"{file} is a link: a study is a file of its experiment")
         _cut_torn_line(file)
         lock = JournalFileOpenLock(str(file))
         storage = JournalStorage(JournalFileBackend(str(file), lock_obj=lock))

@@ -352,6 +352,8 @@ def run(
         scheduler.set_search_properties(*plan.objectives[0])
     search.remember(plan, scheduler, lambda trial: trial.config["number"])
     record = plan.folder / ".ray"
+    if record.is_symlink():
+        record.unlink()
     # Ray prepares so many trials ahead; a search should know the results of the others first.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1" if inner else str(max(2, most))
     tuner = tune.Tuner(

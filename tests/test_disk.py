@@ -236,3 +236,22 @@ def test_a_trial_is_closed_as_often_as_one_likes(folder):
     for _ in range(3):
         trial.close()  # a worker closes the trial that has closed itself at its end
     assert trial.step() == trial.result
+
+
+@pytest.mark.parametrize("name", [paths.WRITER, paths.RESULT, paths.PARAMS, paths.CONFIG])
+def test_nothing_is_written_through_a_link(folder, name):
+    victim, trial = folder / "victim", folder / "t" / "e_0"
+    victim.write_text("precious")
+    trial.mkdir(parents=True)
+    (trial / name).symlink_to(victim)
+    run(folder, Rules(checkpoint_freq=1))
+    assert victim.read_text() == "precious"
+
+
+def test_a_trials_folder_is_no_link(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "t").mkdir()
+    (folder / "t" / "e_0").symlink_to(folder / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        run(folder, Rules())
+    assert not list((folder / "elsewhere").iterdir())

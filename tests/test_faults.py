@@ -559,17 +559,36 @@ def test_an_experiment_goes_on_in_another_place(run, monkeypatch, tmp_path, how,
         assert not old.exists()
 
 
-def test_a_lost_folder_comes_back_from_the_mirror(run, monkeypatch, tmp_path):
-    monkeypatch.setenv("SELFSTUDY_MIRROR", f"file://{tmp_path}/mirror")
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket on a server in this process."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]: pip install '.[dev]'")
+    boto3 = pytest.importorskip("boto3", reason="needs boto3: pip install '.[dev]'")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="studies")
+    yield f"s3://studies/mine?endpoint_override={host}:{port}&scheme=http"
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_a_lost_folder_comes_back_from_the_mirror(run, monkeypatch, tmp_path, request, kind):
+    uri = f"file://{tmp_path}/mirror" if kind == "file" else request.getfixturevalue("bucket")
+    monkeypatch.setenv("SELFSTUDY_MIRROR", uri)
     with monkeypatch.context() as patch:
         stops_after(patch, 16)
         assert run("-e", "s", *STUDY)[0] == 143
-    done = sum(len(Plan.stored("s").results(row)) for row in Plan.stored("s").rows)
     shutil.rmtree(paths.EXP_DIR / "s")
     assert run("-e", "s", *STUDY)[0] == 4, "the mirror knows the experiment"
-    code, out, err = run("-e", "s", "--resume")
-    assert code == 0 and "files from the mirror" in err
-    assert "1 done, 5 to run" in out and done >= 15
+    with monkeypatch.context() as patch:
+        count = stops_after(patch, 0)
+        code, out, err = run("-e", "s", "--resume")
+    assert code == 0 and "files from the mirror" in err and "1 done, 5 to run" in out
+    assert len(count) == 54 - 15, "what was saved is computed again"
     assert problems(Plan.stored("s")) == []
 
 
@@ -596,6 +615,71 @@ def test_a_mirror_that_goes_away_ends_nothing(run, monkeypatch, tmp_path):
     with warnings.catch_warnings(record=True):
         code, out, err = run("-e", "s", *STUDY)
     assert code == 0 and "the mirror" in err and problems(Plan.stored("s")) == []
+
+
+# ---- searches that are resumed --------------------------------------------------------------
+
+
+class Running:
+    """A trial as Ray's schedulers see it."""
+
+    status = "RUNNING"
+
+    def __init__(self, number):
+        self.trial_id, self.config = f"ray-{number}", {"number": number}
+
+    def is_finished(self):
+        return False
+
+
+def half_done(run, monkeypatch):
+    """A grid of which two trials are done, one has diverged and one is in its fifth round."""
+    with monkeypatch.context() as patch:
+        stops_after(patch, 9 * 3 + 5)
+        assert run("-e", "s", *STUDY)[0] == 143
+    plan = Plan.stored("s")
+    lost = plan.folder / plan.rows[0].name / paths.RESULT
+    last = {"mean_accuracy": None, "train_loss": None, "diverged": True}
+    files.write_lines(lost, [*files.read_lines(lost)[:-1], files.read_lines(lost)[-1] | last])
+    return Plan.stored("s")
+
+
+@pytest.mark.parametrize("name", ["asha", "median_stopping"])
+def test_a_scheduler_is_told_again_what_it_has_seen(run, monkeypatch, name):
+    """Also of trials that it would judge otherwise now, and of one without a number."""
+    plan = half_done(run, monkeypatch)
+    assert sorted(plan.statuses().values()) == [
+        "diverged", "done", "done", "interrupted", "planned", "planned"]  # fmt: skip
+    given = {"name": name, "grace_period": 1, "time_attr": "training_iteration"}
+    made = search.scheduler({"scheduler": given})
+    made.set_search_properties("mean_accuracy", "max")
+    search.remember(plan, made, lambda one: one.config["number"])
+    again = Running(3)
+    made.on_trial_add(None, again)
+    line = plan.last(plan.rows[3])
+    more = line | {"round": 5, "training_iteration": 5}
+    assert made.on_trial_result(None, again, more) in ("STOP", "CONTINUE")
+    fresh = Running(4)
+    made.on_trial_add(None, fresh)
+    bad = {"training_iteration": 1, "mean_accuracy": 0.0, "round": 1}
+    assert made.on_trial_result(None, fresh, bad) == "STOP"
+
+
+def test_a_resumed_search_does_not_suggest_the_same_again(experiments):
+    pytest.importorskip("optuna")
+    given = rayconfig.exp_args("simulated_search")
+    plan = plans.make("s", SPEC, "simulated_search", given, None)
+    plan.folder.mkdir()
+    plan.write()
+    for start in range(3):
+        inner = search.searcher(rayconfig.exp_args("simulated_search"))
+        asked = search.Search(plan, inner, given["config"], [], 9, lambda row: None,
+                              lambda: False)  # fmt: skip
+        asked.suggest(f"{start}a")
+        asked.suggest(f"{start}b")
+        plan = Plan.stored("s")
+    found = [row.overrides["simulation.x"] for row in plan.rows]
+    assert len(found) == len(set(found)) == 6
 
 
 # ---- plans ----------------------------------------------------------------------------------
@@ -739,3 +823,10 @@ def test_killed_while_it_adopts_a_trial_is_whole(experiments, monkeypatch, call)
     again = finish(trial(one.folder, overrides={"simulation.x": 0.1}))
     rounds = [line["round"] for line in strict(again.folder / paths.RESULT)]
     assert rounds == list(range(1, 10))
+
+
+def test_experiments_that_cannot_be_written_are_refused(run, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "file")
+    code, out, err = run("-e", "s", *STUDY)
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "SELFSTUDY_EXP" in err

@@ -300,3 +300,12 @@ def test_others_begin_anew(planned):
     before = made.on_trial_add
     search.remember(plan, made, lambda trial: 0)
     assert made.on_trial_add == before
+
+
+def test_no_link_stands_for_a_study(planned, tmp_path):
+    plan = planned()
+    (tmp_path / "mine").write_text("precious")
+    (plan.folder / search.OPTUNA).symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is a link"):
+        searching(plan)
+    assert (tmp_path / "mine").read_text() == "precious"
