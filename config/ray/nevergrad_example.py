@@ -1,4 +1,7 @@
-"""One of nevergrad's optimizers (pip install nevergrad)."""
+"""Differential evolution by nevergrad (pip install nevergrad 'bayesian-optimization<2').
+
+Its NGOpt may choose an optimizer that waits for each result before it suggests again.
+"""
 
 import nevergrad
 from ray import tune
@@ -7,7 +10,8 @@ from ray.tune.search.nevergrad import NevergradSearch
 exp_args = {
     "num_samples": 20,
     "search_alg": NevergradSearch(
-        optimizer=nevergrad.optimizers.NGOpt, optimizer_kwargs={"budget": 20}
+        optimizer=nevergrad.optimizers.TwoPointsDE,
+        optimizer_kwargs={"budget": 20, "num_workers": 4},
     ),
     "checkpoint_at_end": True,
     "resources_per_trial": {"cpu": 1, "gpu": 0.25},
