@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfstudy import rehearsal
-from selfstudy.plan import Plan
-from util.progress import clock
+from selfstudy.plan import Plan, Row
 
 MANY = 30  # trials whose checks take so long that they are announced
 ASSUMED = ("mean_accuracy", "valid_accuracy", "train_accuracy", "train_loss", "total_s")
@@ -38,7 +37,9 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
     """Check every trial, and the corners of what a search may try.
 
     Repeats that differ in their seed alone are checked once; of a resumed plan only the trials
-    that are left. The plan gets the metric and mode of a scheduler that has its own.
+    that are left. Names, types and choices are checked for all of them. Of trials that differ
+    in single decimal numbers only, those with the smallest and the largest are rehearsed: such
+    a number changes no shape. The plan gets the metric and mode of a scheduler with its own.
 
     Args:
         plan: what is to run.
@@ -55,12 +56,14 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
     known: dict[str, rehearsal.Checked] = {}
     found: dict[str, rehearsal.Checked] = {}
     if len(todo) > MANY:
-        print(f"checking {len(todo)} trials (about {clock(len(todo) * 0.1)})", file=sys.stderr)
+        print(f"checking {len(todo)} trials", file=sys.stderr)
+    extreme = _extremes(todo)
     for row in todo:
         values = {key: item for key, item in row.overrides.items() if not key.endswith(".seed")}
         same = repr(values)
         if same not in known:
-            known[same] = rehearsal.check(plan.spec, row.overrides, prepare=prepare)
+            build = row.name in extreme
+            known[same] = rehearsal.check(plan.spec, row.overrides, build, prepare)
         found[row.name] = known[same]
     rest = _check_search(plan, given, prepare, [*known.values()])
     some = [*found.values(), *rest]
@@ -76,6 +79,22 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
         max((item.bytes for item in some), default=0),
         data,
     )
+
+
+def _extremes(rows: Sequence[Row]) -> set[str]:
+    """Names of the rows that are to be rehearsed."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        rest = {key: item for key, item in row.overrides.items()
+                if not isinstance(item, float) and not key.endswith(".seed")}  # fmt: skip
+        groups.setdefault(repr((rest, sorted(row.overrides))), []).append(row)
+    chosen = set()
+    for group in groups.values():
+        chosen.add(group[0].name)
+        for key in (key for key, item in group[0].overrides.items() if isinstance(item, float)):
+            numbers = [row.overrides[key] for row in group]
+            chosen |= {group[numbers.index(pick(numbers))].name for pick in (min, max)}
+    return chosen
 
 
 def _check_search(

@@ -63,9 +63,9 @@ def test_repeats_are_checked_once_and_finished_trials_not_at_all(ended, monkeypa
     seen = []
     check = preflight.rehearsal.check
 
-    def counting(spec, overrides, **more):
+    def counting(spec, overrides, *more):
         seen.append(overrides)
-        return check(spec, overrides, **more)
+        return check(spec, overrides, *more)
 
     monkeypatch.setattr(preflight.rehearsal, "check", counting)
     given = ended.exp_args | {"config": {}}
@@ -116,3 +116,29 @@ def test_what_a_trial_really_takes_of_a_gpu_is_held_against_the_packing():
     assert shares.gpu_fit(5.1 * 1024, 23.6 * 1024, 0.25) == (
         "peak 5.1 GiB of 23.6 GiB: 4 fit on a GPU, 4 are packed")  # fmt: skip
     assert "NOT the 4 that gpu 0.25 packs: raise it" in shares.gpu_fit(9000, 24000, 0.25)
+
+
+def test_trials_that_differ_in_numbers_are_rehearsed_at_their_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
+    built = []
+    check = preflight.rehearsal.check
+
+    def counting(spec, overrides, build=True, prepare=True):
+        built.extend([overrides] if build else [])
+        return check(spec, overrides, build, prepare)
+
+    monkeypatch.setattr(preflight.rehearsal, "check", counting)
+    rows = [
+        {"simulation.x": x, "simulation.rounds": n} for n in (2, 3) for x in (0.1, 0.9, 0.5)
+    ]
+    spec = configure.Spec(("simulation/search",), ())
+    given = rayconfig.DEFAULTS | {"config": {}}
+    plan = plans.make("s", spec, "single_run", given, lambda config, samples: rows)
+    found = preflight.check(plan, given, prepare=True)
+    assert [(one["simulation.rounds"], one["simulation.x"]) for one in built] == [
+        (2, 0.1), (2, 0.9), (3, 0.1), (3, 0.9)]  # fmt: skip
+    assert list(found.rounds.values()) == [2, 2, 2, 3, 3, 3]
+    rows[2]["simulation.x"] = -0.5  # an end that cannot work
+    plan = plans.make("s", spec, "single_run", given, lambda config, samples: rows)
+    with pytest.raises(UserError, match="simulation: .* are to be positive"):
+        preflight.check(plan, given, prepare=True)
