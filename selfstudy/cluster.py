@@ -141,6 +141,9 @@ def _check_shared(folders: list[Path]) -> None:
     """
     here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if nodes:
+        print(f"{len(nodes) + 1} machines: keep Ray's ports on them behind a firewall, see "
+              "SECURITY.md", file=sys.stderr)  # fmt: skip
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
     for folder in folders if nodes else ():
         mark, text = folder / f".shared-{uuid.uuid4().hex}", uuid.uuid4().hex
