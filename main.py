@@ -176,6 +176,10 @@ def execute(
             except UserError:  # such as a cluster that cannot be used
                 plan.forget()
                 raise
+        elif given["search_alg"]:
+            from selfstudy import search
+
+            search.settle(plan, given)
         code = interrupts.code or (3 if failed or unsaved or _diverged(plan) else 0)
         plan.note("end", code=code)
         _upload(plan)

@@ -318,6 +318,14 @@ class Search(Searcher):
         """Nothing, see `save`."""
 
 
+def settle(plan: Plan, given: dict[str, Any]) -> None:
+    """Tell the search algorithm what had ended, when nothing is left to run.
+
+    A kill may have come after the last trial's last line, and before anybody had read it.
+    """
+    Search(plan, searcher(given), given["config"], [], 0, lambda row: None, lambda: True)
+
+
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 

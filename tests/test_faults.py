@@ -682,6 +682,26 @@ def test_a_resumed_search_does_not_suggest_the_same_again(experiments):
     assert len(found) == len(set(found)) == 6
 
 
+def test_a_search_hears_of_what_ended_unnoticed(experiments):
+    optuna = pytest.importorskip("optuna")
+    given = rayconfig.exp_args("simulated_search")
+    plan = plans.make("s", SPEC, "simulated_search", given, None)
+    plan.folder.mkdir()
+    plan.write()
+    inner = search.searcher(given)
+    asked = search.Search(plan, inner, given["config"], [], 9, lambda row: None, lambda: False)
+    for name in "abc":
+        asked.suggest(name)
+    for row, more in zip(plan.rows, ({}, {"simulation.fault": "nan"}, {}), strict=True):
+        one = trial(plan.folder / row.name, overrides=row.overrides | more)
+        finish(one) if row is not plan.rows[2] else one.step()
+    search.settle(Plan.stored("s"), rayconfig.exp_args("simulated_search"))
+    backend = optuna.storages.journal.JournalFileBackend(str(plan.folder / search.OPTUNA))
+    study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
+    assert [one.state.name for one in study.trials] == ["COMPLETE", "FAIL", "RUNNING"]
+    assert study.trials[0].value == plan.last(plan.rows[0])["mean_accuracy"]
+
+
 # ---- plans ----------------------------------------------------------------------------------
 
 
