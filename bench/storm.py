@@ -465,8 +465,8 @@ def run(
     kinds_told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     say(
         f"\n{len(storm.kills)} kills ({kinds_told}) in {number} studies and "
-        f"{time.monotonic() - start:.0f} s; {stays} rounds kept, {again} computed again, at "
-        f"most {allowed}"
+        f"{time.monotonic() - start:.0f} s; {stays} rounds kept, {again} computed again, "
+        + ("or given up for another trial's" if jumps else f"at most {allowed}")
     )
     if again > allowed and not jumps:
         found.append(f"{again} rounds were computed again, more than {allowed}")

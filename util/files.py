@@ -1,5 +1,6 @@
 """Small files written whole or not at all, and read back tolerantly."""
 
+import errno
 import hashlib
 import json
 import math
@@ -81,7 +82,9 @@ def append_line(path: Path, row: dict) -> None:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
             line = "\n" + line
-        os.write(handle, line.encode())
+        data = line.encode()
+        if os.write(handle, data) < len(data):  # as much as the disk still had room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(handle)
 
