@@ -24,13 +24,11 @@ from selfstudy import configure, rayconfig, registry, values
 from util import checkpoints, environment, files
 from util.checkpoints import under_experiments
 from util.errors import UserError, nearest
-from util.manifest import Manifest
+from util.manifest import FRESH, Manifest
 from util.relocate import safe_name
 
 SCHEMA = 1
 Variants = Callable[[dict[str, Any], int], list[dict[str, Any]]]
-HEARTBEAT = 60.0  # seconds between two signs of life of the driver
-STALE = 5 * HEARTBEAT  # without one for so long, another machine's driver counts as gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +191,8 @@ class Plan:
                 f"config/ray/{self.ray}.py has changed since '{self.exp_id}' was planned: "
                 f"restore it, or add -r {self.ray} to go on with the file as it is"
             )
-        return rayconfig.exp_args(self.ray, self.settings)
+        live = rayconfig.exp_args(self.ray, self.settings)
+        return self.exp_args | {key: live[key] for key in ("scheduler", "search_alg", "config")}
 
     def forget(self) -> None:
         """Take the plan back if no trial has begun, so that the name is free again."""
@@ -310,7 +309,7 @@ def _elsewhere(owner: Path) -> bool:
     """Whether a driver on another machine holds the experiment and has moved of late."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         other = files.read_json(owner).get("host") != socket.gethostname()
-        return other and time.time() - owner.stat().st_mtime < STALE
+        return other and time.time() - owner.stat().st_mtime < FRESH
     return False
 
 

@@ -292,6 +292,7 @@ def test_the_search_of_your_own_is_a_ray_config_whose_parameters_exist(tmp_path,
     monkeypatch.setattr(paths, "RAY_DIR", tmp_path)
     given = rayconfig.exp_args("mine")
     registry.discover()
+    assert given["config"]
     for name, space in given["config"].items():
         configure.load(configure.Spec(), {name: space.sample()})
 

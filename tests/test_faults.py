@@ -18,6 +18,7 @@ import warnings
 
 import pytest
 import torch
+from doubles import Running
 from sockets import listening
 
 import main
@@ -417,11 +418,11 @@ def test_a_driver_of_another_machine_counts_while_it_shows_signs_of_life(run, mo
         stops_after(patch, 5)
         assert run("-e", "s", *STUDY)[0] == 143
     plan = Plan.stored("s")
-    owner = other_machine(plan, plans.STALE - 60)
+    owner = other_machine(plan, plans.FRESH - 60)
     code, out, err = run("-e", "s", "--resume")
     assert code == 4 and "is being run by process 1 on elsewhere" in err and str(owner) in err
     assert owner.exists(), "it is not ours to delete"
-    other_machine(plan, plans.STALE + 60)
+    other_machine(plan, plans.FRESH + 60)
     assert run("-e", "s", "--resume")[0] == 0 and not owner.exists()
     assert problems(Plan.stored("s")) == []
 
@@ -618,18 +619,6 @@ def test_a_mirror_that_goes_away_ends_nothing(run, monkeypatch, tmp_path):
 
 
 # ---- searches that are resumed --------------------------------------------------------------
-
-
-class Running:
-    """A trial as Ray's schedulers see it."""
-
-    status = "RUNNING"
-
-    def __init__(self, number):
-        self.trial_id, self.config = f"ray-{number}", {"number": number}
-
-    def is_finished(self):
-        return False
 
 
 def half_done(run, monkeypatch):

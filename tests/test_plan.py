@@ -149,3 +149,14 @@ def test_repeats_of_another_job_get_seeds_of_that_job():
     spec = configure.Spec(("simulation/search",), ())
     plan = plans.make("x", spec, "single_run", given(num_samples=2), None)
     assert [row.overrides for row in plan.rows] == [{}, {"simulation.seed": 1}]
+
+
+def test_what_was_planned_holds_where_the_file_is_read_again():
+    """As -c does: it changes an entry that the file does not have."""
+    live = rayconfig.exp_args("asha") | {"checkpoint_at_end": False, "config": {}}
+    plan = plans.make("x", SPEC, "asha", live, None)
+    again = plan.given()
+    assert (
+        again["checkpoint_at_end"] is False and rayconfig.exp_args("asha")["checkpoint_at_end"]
+    )
+    assert not isinstance(again["scheduler"], str) and again["config"]

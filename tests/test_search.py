@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from doubles import Running
 
 import paths
 from selfstudy import configure, rayconfig, search
@@ -243,18 +244,6 @@ def test_several_goals(planned):
 
 
 # ---- schedulers after a restart -------------------------------------------------------------
-
-
-class Running:
-    """As much of one of Ray's trials as schedulers look at."""
-
-    status = "RUNNING"
-
-    def __init__(self, number):
-        self.trial_id, self.config = f"ray-{number}", {"number": number}
-
-    def is_finished(self):
-        return False
 
 
 def test_asha_compares_with_what_ended_before_the_restart(planned):
