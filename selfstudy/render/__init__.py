@@ -1,0 +1,1 @@
+"""Pictures of synthetic scenes with true labels, in plain NumPy."""
