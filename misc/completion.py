@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from selfstudy import rayconfig  # noqa: E402
+from selfstudy.render.world import VARIANTS  # noqa: E402
 from util.errors import reports_errors  # noqa: E402
 
 SCRIPTS = (
@@ -26,6 +27,7 @@ SCRIPTS = (
     "misc/count_model_params.py",
     "misc/data.py",
     "misc/move_snapshots.py",
+    "misc/render.py",
     "misc/results.py",
 )
 # What a flag or an argument takes, by argparse's name for it; of all others it is a file.
@@ -40,6 +42,7 @@ KINDS = {
     "a": "trial",
     "b": "trial",
     "name": "dataset",
+    "variant": f"={','.join(VARIANTS)}",
 }
 
 HEAD = {

@@ -8,6 +8,7 @@ NAME is a data set's name or its beginning: digits, fashion, cifar, SynDataset, 
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from util.errors import UserError, nearest, reports_errors  # noqa: E402
 LINES, ACROSS = 10, 6  # of the contact sheet: classes, and images of each
 TILE, EDGE, LABEL, GAP, LINE = 64, 2, 100, 16, 20  # pixels
 BLOCK = 10000  # images looked at together
+MAGENTA = (255, 0, 255)
 
 
 def _arguments() -> argparse.Namespace:
@@ -99,10 +101,15 @@ def show(data: BaseDataset, path: Path) -> None:
     rows = torch.tensor([row for _, found in lines for row in found])
     images = columns["images"][rows]
     generator = torch.Generator().manual_seed(0)
-    (views,), _ = augment(data.info, True)(images, {}, generator, 1)
+    alone = dataclasses.replace(data.info, targets={})  # labels do not come along here
+    (views,), _ = augment(alone, True)(images, {}, generator, 1)
     raw = images.numpy() if data.info.stored == "uint8" else seen(images, data.info)
-    sheet(lines, raw, seen(views, data.info), data.info.input_res).save(path)
-    print(f"{path}: {len(rows)} training images, raw (left) and augmented (right)")
+    ends = np.cumsum([len(found) for _, found in lines])[:-1]
+    blocks = {"raw": np.split(raw, ends), "augmented": np.split(seen(views, data.info), ends)}
+    if drawn := [known for _, found in lines if (known := labelled(data.path, found[:2]))]:
+        blocks["labels"] = [np.stack(known) for known in drawn]
+    sheet([name for name, _ in lines], blocks, data.info.input_res).save(path)
+    print(f"{path}: {len(rows)} training images: {', '.join(blocks)}")
 
 
 def _lines(data: BaseDataset, columns: dict[str, Tensor]) -> list[tuple[str, list[int]]]:
@@ -147,26 +154,63 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     return 255 * torch.where(rgb > 0.0031308, 1.055 * rgb ** (1 / 2.4) - 0.055, 12.92 * rgb)
 
 
-def sheet(lines: list, raw: np.ndarray, augmented: np.ndarray, res: int) -> Image.Image:
-    """The picture; `raw` and `augmented` [n, 3, H, W] bytes hold one line after another."""
+# What a rendered file knows of its pixels, as pictures [3, H, W] of bytes.
+
+
+def labelled(path: Path, rows: list[int]) -> list[np.ndarray]:
+    """Outlines, depth and normals of each row, as far as the file has them."""
+    draw = {"instance": outlines, "depth": nearness, "normals": directions}
+    pictures = []
+    for row in rows:
+        read = {name: hdf5.read(path, name, np.array([row]))[0].numpy()
+                for name in ("data", *draw) if hdf5.has(path, name)}  # fmt: skip
+        pictures += [draw[name](read["data"], read[name]) for name in draw if name in read]
+    return pictures
+
+
+def outlines(image: np.ndarray, instance: np.ndarray) -> np.ndarray:
+    """The image with the outermost pixels of each object in magenta."""
+    edge = np.zeros(instance.shape, bool)
+    for axis in (0, 1):
+        swapped, differs = edge.swapaxes(0, axis), np.diff(instance.astype(int), axis=axis) != 0
+        swapped[1:] |= differs.swapaxes(0, axis)
+        swapped[:-1] |= differs.swapaxes(0, axis)
+    edge &= instance > 0
+    return np.where(edge, np.array(MAGENTA, np.uint8).reshape(3, 1, 1), image)
+
+
+def nearness(image: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Depth, the nearest white, the farthest dark; black where there is none."""
+    there = depth > 0
+    known = depth[there].astype(float)
+    low, high = (known.min(), known.max()) if len(known) else (0, 1)
+    shade = 255 - 200 * (depth.astype(float) - low) / max(high - low, 1e-6)
+    return np.broadcast_to(np.where(there, shade, 0).astype(np.uint8), image.shape)
+
+
+def directions(image: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Normals: red is to the right, green up, blue towards the camera."""
+    return (normals.astype(int) + 127).astype(np.uint8)
+
+
+def sheet(names: list[str], blocks: dict[str, list[np.ndarray]], res: int) -> Image.Image:
+    """The picture; `blocks` holds headings and, for each line, images [n, 3, H, W] of bytes."""
     tile = res * max(1, TILE // res)
     pitch = tile + EDGE
-    half = ACROSS * pitch
-    size = (LABEL + 2 * half + GAP, LINE + len(lines) * pitch)
+    wide = ACROSS * pitch
+    size = (LABEL + len(blocks) * (wide + GAP) - GAP, LINE + len(names) * pitch)
     page = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    draw.text((LABEL, 3), "raw", "black", font)
-    draw.text((LABEL + half + GAP, 3), "augmented", "black", font)
-    at = 0
-    for line, (name, rows) in enumerate(lines):
-        top = LINE + line * pitch
-        draw.text((4, top + tile // 2 - 8), name[:16], "black", font)
-        for column in range(len(rows)):
-            for left, images in ((LABEL, raw), (LABEL + half + GAP, augmented)):
-                picture = Image.fromarray(images[at].transpose(1, 2, 0).copy())
+    for line, name in enumerate(names):
+        draw.text((4, LINE + line * pitch + tile // 2 - 8), name[:16], "black", font)
+    for block, (heading, lines) in enumerate(blocks.items()):
+        left = LABEL + block * (wide + GAP)
+        draw.text((left, 3), heading, "black", font)
+        for line, images in enumerate(lines):
+            for column, image in enumerate(images):
+                picture = Image.fromarray(image.transpose(1, 2, 0).copy())
                 picture = picture.resize((tile, tile), Image.Resampling.NEAREST)
-                page.paste(picture, (left + column * pitch, top))
-            at += 1
+                page.paste(picture, (left + column * pitch, LINE + line * pitch))
     return page
 
 

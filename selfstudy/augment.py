@@ -27,6 +27,8 @@ from selfstudy.types import DataInfo
 from util import color
 from util.errors import UserError
 
+DENSE = ("segment", "depth", "normals")  # targets with a value at each pixel
+
 
 def _rows(images: Tensor, flip: Tensor | None, window: Tensor | None) -> Tensor:
     """Mirror, pad and crop images by copying whole rows, in their own type.
@@ -83,6 +85,9 @@ class Augmentation:
         transform_targets: dense targets move with the first view.
         share_flip: all views of an image are mirrored alike (as AMDIM's published ones).
         relabel_pose: a mirrored image swaps the pose classes 1 and 3.
+
+    Raises:
+        UserError: what cannot work, such as images that move away from their dense targets.
     """
 
     def __init__(
@@ -105,6 +110,17 @@ class Augmentation:
                 "augment.photo_jitter changes RGB, and these images are stored as normalised "
                 "LAB; prepare them as bytes, or set augment.photo_jitter = None"
             )
+        if not transform_targets:
+            self._check_targets_stay()
+
+    def _check_targets_stay(self) -> None:
+        dense = [name for name in DENSE if name in self.info.targets]
+        moving = [name for name, item in self.transforms.items() if item.geometric]
+        if dense and moving:
+            raise UserError(
+                f"augment.{moving[0]} = True moves the images away from their targets "
+                f"({', '.join(dense)}): set augment.transform_targets = True, or switch it off"
+            )
 
     def __call__(
         self,
@@ -117,9 +133,10 @@ class Augmentation:
 
         Args:
             images: as stored, [B, C, H, W], uint8 RGB or normalised float.
-            targets: by name; dense ones, [B, H, W], follow the first view when
-                `transform_targets` says so, and classes stay. 'pose' [B] of a mirrored first
-                view swaps its classes 1 and 3, left and right.
+            targets: by name; dense ones ([B, H, W], normals [B, 3, H, W]) follow the first
+                view when `transform_targets` says so, with 0 where nothing is known, and
+                classes stay. 'pose' [B] of a mirrored first view swaps its classes 1 and 3,
+                left and right.
             generator: of the images' device; the same state gives the same views.
             views: how many.
 
@@ -256,7 +273,7 @@ class Augmentation:
         if not self.transform_targets:
             return targets
         for name, target in targets.items():
-            if target.ndim == 3:
+            if target.ndim > 1:
                 targets[name] = self._move_dense(name, target, params, size)
         return targets
 
@@ -270,7 +287,7 @@ class Augmentation:
             )
         for key, transform in self.transforms.items():
             if transform.geometric:
-                target = transform.apply(target, params[key])
+                target = transform.move(target, params[key])
         return target
 
 
@@ -302,7 +319,8 @@ def augment(
         flip: `Flip`.
         crop: `PadCrop`; `resized_crop` takes its place.
         cutout: `Cutout`.
-        transform_targets: dense targets move along with the first view.
+        transform_targets: dense targets (segmentation, depth, normals) move along with the
+            first view; needed where there are any and the images move.
         do_augment: change the images; None means only those of training. Without, they are
             only normalised.
         share_flip: all views of an image are mirrored alike.

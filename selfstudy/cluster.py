@@ -7,6 +7,8 @@ import socket
 import stat
 import sys
 import uuid
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from selfstudy.interrupt import Interrupted
 from util.environment import cpus
 from util.errors import UserError, cause
 
+RETRIES = 3  # of a task whose node dies
 TOKEN = Path("~/.ray/auth_token").expanduser()
 FORWARDED = (
     "SELFSTUDY_DATA", "SELFSTUDY_EXP", "SELFSTUDY_MIRROR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
@@ -66,13 +69,14 @@ def keep_token() -> str | None:
     return None
 
 
-def start(address: str | None, quiet: bool, folder: Path) -> tuple[float, float]:
+def start(address: str | None, quiet: bool, folder: Path | None) -> tuple[float, float]:
     """Start Ray here, or connect to a cluster; returns its CPUs and GPUs.
 
     Args:
         address: of a running cluster, or None.
         quiet: nothing that workers print.
-        folder: the experiment's, which all nodes must see.
+        folder: the experiment's, which all nodes must see as they do the data; None where the
+            nodes need neither.
 
     Raises:
         UserError: no cluster answers at `address`, it refuses our token, or it has nodes that
@@ -101,7 +105,7 @@ def start(address: str | None, quiet: bool, folder: Path) -> tuple[float, float]
         raise UserError(f"{where}: {first}") from None
     if address:
         _check_authentication(address)
-        _check_shared([folder, paths.DATA_DIR])
+        _check_shared([folder, paths.DATA_DIR] if folder else [])
     have = ray.cluster_resources()
     return have.get("CPU", 0.0), have.get("GPU", 0.0)
 
@@ -164,6 +168,44 @@ def _check_shared(folders: list[Path]) -> None:
             ) from None
         finally:
             mark.unlink(missing_ok=True)
+
+
+def spread(
+    function: Callable[[Any, Any], Any], given: Any, tasks: Iterable[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """(task, function(given, task)) for each task, in the order in which the nodes are done.
+
+    Each takes a CPU; those that are lost with their node are done again. At most two for each
+    CPU are under way or wait to be taken.
+
+    Args:
+        function: of a module that the nodes have, too.
+        given: the same for all tasks; sent to each node once.
+        tasks: plain values.
+
+    Raises:
+        UserError: what the function raises, or that a task cannot be run.
+    """
+    run = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
+    shared, rest, waiting = ray.put(given), iter(tasks), {}
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    while True:
+        for task in islice(rest, most - len(waiting)):
+            waiting[run.remote(shared, task)] = task
+        if not waiting:
+            return
+        (found, *_), _ = ray.wait(list(waiting))
+        try:
+            result = ray.get(found)
+        except ray.exceptions.RayError as error:
+            raise UserError(_told(error)) from error
+        yield waiting.pop(found), result
+
+
+def _told(error: ray.exceptions.RayError) -> str:
+    """Why a task failed, in one line."""
+    first = getattr(error, "cause", None) or error
+    return first.text if isinstance(first, UserError) else f"on a node: {cause(first)}"
 
 
 def stop() -> None:

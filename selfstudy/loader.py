@@ -157,7 +157,10 @@ class _Block:
 
 
 def _pick(column: Tensor, where: Tensor) -> Tensor:
-    """Rows of a column; labels ([N] or [N, H, W] integers of any size) become int64."""
+    """Rows of a column; labels ([N] or [N, H, W] integers of any size) become int64.
+
+    Images and normals ([N, 3, H, W]) and depths (float) stay as they are stored.
+    """
     picked = column.index_select(0, where)
     return picked if picked.is_floating_point() or picked.dim() == 4 else picked.long()
 

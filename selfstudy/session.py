@@ -10,7 +10,7 @@ import gin
 import torch
 
 from selfstudy import optim, registry, snapshot
-from selfstudy.augment import augment
+from selfstudy.augment import DENSE, augment
 from selfstudy.loader import Loader, dataloader
 from selfstudy.registry import Names, register
 from selfstudy.types import Batch
@@ -117,8 +117,7 @@ class Session:
         """
         info = self.loaders["train"].dataset.info
         size = (2, info.channels, info.input_res, info.input_res)
-        targets = {name: torch.zeros(2, dtype=torch.int64, device=self.device)
-                   for name in info.targets}  # fmt: skip
+        targets = {name: self._no_target(name, size) for name in info.targets}
         views = tuple(torch.zeros(size, device=self.device)
                       for _ in range(self.loaders["train"].views))  # fmt: skip
         batch = Batch(views, targets, torch.zeros(2, dtype=torch.int64, device=self.device))
@@ -129,6 +128,13 @@ class Session:
         names = [f"{split}_{name}" for split in self.loaders for name in metrics]
         self.schedule.check_metric(names)
         return names
+
+    def _no_target(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
+        """Zeros in the shape and type that a target of images [B, C, H, W] has."""
+        plane = (size[0], *size[2:])
+        shape = size if name == "normals" else plane if name in DENSE else size[:1]
+        dtype = {"normals": torch.int8, "depth": torch.float16}.get(name, torch.int64)
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _loader(self, dataset: str, split: str) -> Loader:
         data = registry.get("dataset", dataset)(split)

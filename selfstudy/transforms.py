@@ -1,7 +1,7 @@
 """Random transforms of images, one set of parameters an image, on whatever device they are.
 
 A `Transform` keeps drawing and applying apart: `draw` makes one row of parameters an image,
-`apply` is the plain, exact change, which dense targets and grids of parameters use too.
+`apply` is the plain, exact change, which grids of parameters use too; dense targets `move`.
 """
 
 # ruff: noqa: D102 - `draw` and `apply` are documented once, in `Transform`
@@ -40,6 +40,25 @@ class Transform(ABC):
         Geometric transforms take dense targets [n, H, W] of any type as well; these never
         mix values, and places without a source become 0 (of images too).
         """
+
+    def move(self, target: Tensor, params: Tensor) -> Tensor:
+        """A target that goes along with images that this geometric transform has changed.
+
+        Args:
+            target: values [n, H, W]; vectors [n, 3, H, W] in the camera's axes (x right, y up,
+                z towards it), which turn besides; labels [n], which stay.
+            params: [n, P], the images'.
+        """
+        if target.ndim == 3:
+            return self.apply(target, params)
+        if target.ndim == 4:
+            x, y, z = (self.apply(part, params) for part in target.unbind(1))
+            return torch.stack([*self.turn(x, y, params), z], 1)
+        return target
+
+    def turn(self, x: Tensor, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The x and y parts [n, H, W] that vectors have in images changed by `params`."""
+        return x, y
 
 
 def _uniform(
@@ -112,6 +131,9 @@ class Flip(Transform):
 
     def apply(self, images, params):
         return torch.where(_per_image(params[:, 0], images), images.flip(-1), images)
+
+    def turn(self, x, y, params):
+        return torch.where(_per_image(params[:, 0], x), -x, x), y
 
 
 class PadCrop(Transform):
@@ -187,6 +209,12 @@ class Rotate90(Transform):
         n = len(images)
         turned = torch.cat([torch.rot90(images, k, (-2, -1)) for k in range(4)])
         return turned.index_select(0, params[:, 0] * n + torch.arange(n, device=images.device))
+
+    def turn(self, x, y, params):
+        turns = _per_image(params[:, 0], x)
+        odd, later = turns % 2 == 1, turns >= 2
+        x, y = torch.where(odd, -y, x), torch.where(odd, x, y)  # a quarter turn
+        return torch.where(later, -x, x), torch.where(later, -y, y)
 
 
 class ResizedCrop(Transform):

@@ -24,7 +24,9 @@ TABLE = {
     "util/environment.py": (0, "paths"),
     "util/meters.py": (0, "torch"),
     "util/color.py": (0, "torch"),
-    "util/fetch.py": (0, LEAVES),
+    "util/fetch.py": (0, f"util.progress {LEAVES}"),
+    "util/workers.py": (0, "paths util.errors"),
+    "util/parts.py": (0, f"util.hdf5 {LEAVES}"),
     "util/hdf5.py": (0, f"torch h5py filelock {LEAVES}"),
     "util/progress.py": (0, "rich util.live util.errors"),
     "util/live.py": (0, "rich util.errors"),
@@ -43,10 +45,22 @@ TABLE = {
         1,
         "gin torch selfstudy.transforms selfstudy.types util.color util.errors",
     ),
+    "selfstudy/render/meshes.py": (1, "trimesh selfstudy.render.mesh util.errors"),
+    "selfstudy/render/textures.py": (
+        1,
+        "PIL selfstudy.render.mesh selfstudy.render.patterns util.fetch util.errors",
+    ),
+    "selfstudy/render/world.py": (1, "gin paths selfstudy.render.* util.errors"),
+    "selfstudy/render/produce.py": (
+        1,
+        "selfstudy.render.* util.hdf5 util.parts util.workers util.fetch util.errors",
+    ),
+    "selfstudy/render/*.py": (1, "selfstudy.render.*"),
     "selfstudy/datasets/*.py": (
         1,
         "gin torch torchvision h5py PIL sklearn paths selfstudy.datasets.* selfstudy.registry "
-        f"selfstudy.types util.hdf5 util.fetch util.color util.progress {LEAVES}",
+        "selfstudy.render.produce selfstudy.render.world selfstudy.types util.hdf5 util.fetch "
+        f"util.color util.environment util.progress {LEAVES}",
     ),
     "selfstudy/loader.py": (
         1,

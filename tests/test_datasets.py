@@ -480,7 +480,7 @@ def test_syn_names_and_shapes_are_checked(tmp_path):
             SynDataset("train", dataset_choice=name)
     make_syn(tmp_path)
     with pytest.raises(UserError, match=r"known in .*: lg_3222\)"):
-        SynDataset("train", dataset_choice="xlg0010")
+        SynDataset("train", dataset_choice="xlg_9")
     make_syn(tmp_path, name="data_16.h5")
     bind(input_res=16)
     with pytest.raises(UserError, match="input_res"):

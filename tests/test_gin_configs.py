@@ -1,5 +1,6 @@
 """The files under config/gin run, and every published name binds or says when it will."""
 
+import importlib
 import math
 import re
 import shlex
@@ -46,9 +47,13 @@ SMALL = (
 )
 
 
+# The published dense files read scenes of several objects, which have these targets anyway.
+DENSE = ("SynDataset.dense = ['segment', 'depth']",)
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A data set of random images with classes and poses."""
+    """A data set of random images with every kind of target."""
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path)
     path = tmp_path / "syn" / "tiny" / f"data_{RES}.h5"
     path.parent.mkdir(parents=True)
@@ -57,18 +62,23 @@ def tiny(tmp_path, monkeypatch):
         file["data"] = random.randint(0, 256, (ROWS, 3, RES, RES), np.uint8)
         file["targets"] = (np.arange(ROWS) % 10).astype(np.int64)
         file["rot_mat"] = np.linalg.qr(random.randn(ROWS, 3, 3))[0].astype(np.float32)
+        file["segment"] = random.randint(0, 11, (ROWS, RES, RES), np.uint8)
+        file["depth"] = random.uniform(0.5, 1.5, (ROWS, RES, RES)).astype(np.float16)
+        file["normals"] = random.randint(-127, 128, (ROWS, 3, RES, RES), np.int8)
 
 
 def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-SESSIONS = [name for name in configure.gin_files() if not name.startswith("simulation/")]
+# Those under render/ configure misc/render.py.
+RUNS = [name for name in configure.gin_files() if not name.startswith("render/")]
+SESSIONS = [name for name in RUNS if not name.startswith("simulation/")]
 
 
 @pytest.mark.parametrize("name", SESSIONS)
 def test_each_file_builds_a_session_that_learns(name, tiny):
-    load(*SMALL, names=(name,))
+    load(*SMALL, *(DENSE if name.startswith("dense/") else ()), names=(name,))
     parts = configure.would_build("session")
     session = Session(torch.device("cpu"))
     session.rounds_done = 1  # at round 0 the rate is 0
@@ -88,7 +98,7 @@ def test_each_file_builds_a_session_that_learns(name, tiny):
     assert {key: plain(shown[key]) for key in used} == {k: plain(v) for k, v in used.items()}
 
 
-@pytest.mark.parametrize("name", configure.gin_files())
+@pytest.mark.parametrize("name", RUNS)
 def test_each_file_passes_the_check_that_needs_no_data(name, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path / "absent")
     found = rehearsal.check(Spec((name,), ()), {}, build=False)
@@ -101,7 +111,8 @@ def test_each_file_opens_with_its_promise_and_its_command(name):
     lines = (paths.GIN_DIR / f"{name}.gin").read_text().splitlines()
     head = [line for line in lines[: lines.index(next(
         line for line in lines if not line.startswith("#")))]]  # fmt: skip
-    commands = [line for line in head if line.startswith("# python main.py ")]
+    script = "main.py" if name in RUNS else "misc/render.py"
+    commands = [line for line in head if line.startswith(f"# python {script} ")]
     assert len(head) >= 2 and len(commands) == 1, "what it is, and how to run it"
     words = shlex.split(commands[0])
     assert name in words[words.index("-g") + 1 :]
@@ -111,6 +122,7 @@ def test_each_file_opens_with_its_promise_and_its_command(name):
     "path", sorted(paths.GIN_DIR.rglob("*.gin")), ids=lambda path: path.stem
 )
 def test_each_fragment_parses_alone(path):
+    importlib.import_module("selfstudy.render.world")  # which no session needs
     load(names=(str(path.relative_to(paths.GIN_DIR)),))
     assert configure.bound()
 
@@ -119,7 +131,7 @@ def test_each_fragment_parses_alone(path):
 
 # "Every bound name of the published configurations, with the values that occur."
 PUBLISHED: dict[str, tuple] = {
-    "session.task": ("ClassifyTask", "RotateTask"),
+    "session.task": ("ClassifyTask", "RotateTask", "DepthTask"),
     "session.dataset": ("CIFARDataset", "SynDataset"),
     "session.model": ("Wrapper",),
     "session.restore_session": (None,),
@@ -182,12 +194,13 @@ PUBLISHED: dict[str, tuple] = {
     "ResNet.skip_init_pool": (True,),
     "ResNet.replace_stride_with_dilation": (None, [False, False, True]),
     "ClassifyTask.is_pose": (True, False),
+    "DepthTask.use_l2": (False, True),
 }  # fmt: skip
 ROWS_PUBLISHED = [(name, value) for name, values in PUBLISHED.items() for value in values]
 
 # They arrive with their methods; a row that binds belongs into the table above.
 COMING: dict[str, tuple] = {
-    "session.task": ("VAETask", "CMCTask", "AMDIMTask", "DepthTask"),
+    "session.task": ("VAETask", "CMCTask", "AMDIMTask"),
     "Wrapper.model_choice": ("vae", "cmc", "amdim", "amdim_ref"),
     "AMDIMTask.tclip": (30,),
     "CMCModel.dataset_size": (45000, 250000, 400000),

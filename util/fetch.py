@@ -2,28 +2,69 @@
 
 import hashlib
 import os
+import shutil
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from util.errors import UserError
+from util.progress import clock
 
 CONNECT_SECONDS = 4
+EVERY, SHORT = 30.0, 5.0  # seconds between plain lines of progress, and until the last one
 
 
-def progress(text: str, total: int) -> Callable[[int], None]:
-    """A function that shows how much is done: a living line on a terminal, else one line."""
-    if not sys.stderr.isatty():
-        print(f"{text} ({total})", file=sys.stderr)
-        return lambda done: None
+def progress(text: str, total: int, unit: str = "", done: int = 0) -> Callable[[int], None]:
+    """A function that shows how much is done, and how long the rest will take.
+
+    On a terminal that is a living line; elsewhere one at the beginning, one every `EVERY`
+    seconds, and one at the end unless that comes at once.
+
+    Args:
+        text: what is done.
+        total: how much there is; 0 where nobody knows.
+        unit: what is counted; its rate is shown, too.
+        done: what is there already.
+    """
+    start, first, living = time.monotonic(), done, total and sys.stderr.isatty()
+    told = start
+    if not living:
+        print(f"{text} ({total})" if total else text, file=sys.stderr, flush=True)
 
     def show(done: int) -> None:
-        end = "\n" if done >= total else ""
-        print(f"\r{text} {done}/{total}", end=end, file=sys.stderr, flush=True)
+        nonlocal told
+        now = time.monotonic()
+        end = total and done >= total
+        state = _state(done, total, done - first, now - start, unit)
+        if living:
+            line = f"\r{_cut(text, len(state))} {state}\x1b[K"
+            print(line, end="\n" if end else "", file=sys.stderr, flush=True)
+        elif now - told >= (SHORT if end else EVERY):
+            told = now
+            print(f"{text}: {state}", file=sys.stderr, flush=True)
 
     return show
+
+
+def _cut(text: str, more: int) -> str:
+    """The end of a text that fits before `more` characters; a broken line would not go away."""
+    room = max(12, shutil.get_terminal_size().columns - more - 2)
+    return text if len(text) <= room else f"..{text[2 - room :]}"
+
+
+def _state(done: int, total: int, new: int, seconds: float, unit: str) -> str:
+    """Such as '300/1200, 50 images/s, 00:18 left'; `new` of them took the `seconds`."""
+    rate = new / seconds if seconds > 0 else 0
+    words = [f"{done}/{total}" if total else f"{done}"]
+    if unit and rate:
+        words.append(f"{rate:.3g} {unit}/s")
+    if rate and total:
+        words.append(f"{clock((total - done) / rate)} left" if done < total
+                     else f"in {clock(seconds)}")  # fmt: skip
+    return ", ".join(words)
 
 
 def fetch(url: str, path: Path, md5: str, advice: str) -> None:

@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # before h5py: a file must not load fi
 import h5py  # noqa: E402
 
 SCHEMA = 1
-ATTRIBUTES = ("classes", "mean", "schema", "space", "splits", "std")
+ATTRIBUTES = ("classes", "mean", "recipe", "schema", "space", "splits", "std")
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 FILTERS = (None, "gzip", "lzf")
 # Deflate and LZF cannot shrink further than this; a larger array was declared, not written.
@@ -140,7 +141,7 @@ def attributes(path: Path) -> dict:
 def _attributes(file: h5py.File, names: tuple[str, ...]) -> dict:
     found = {name: file.attrs[name] for name in names if name in file.attrs}
     values = {name: np.asarray(value).tolist() for name, value in found.items()}
-    for name in {"classes", "splits"} & set(values):
+    for name in {"classes", "recipe", "splits"} & set(values):
         try:
             values[name] = json.loads(values[name])
         except (TypeError, ValueError):
@@ -258,15 +259,19 @@ def content_hash(path: Path) -> str:
 
 
 def _content_hash(file: h5py.File) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(file):
-        found = array(file, name)
-        digest.update(f"{name} {found.dtype.str} {found.shape}\n".encode())
-        step = max(1, HASH_BYTES // max(1, found.nbytes // max(1, len(found))))
-        for start in range(0, len(found), step):
-            digest.update(np.ascontiguousarray(found[start : start + step]))
-    digest.update(json.dumps(_attributes(file, ATTRIBUTES), sort_keys=True).encode())
-    return digest.hexdigest()
+    return digest({name: array(file, name) for name in file}, _attributes(file, ATTRIBUTES))
+
+
+def digest(arrays: Mapping[str, Any], attributes: dict) -> str:
+    """The SHA-256 that a file with these arrays and attributes (plain values) has."""
+    found = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        found.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        step = max(1, HASH_BYTES // max(1, values.nbytes // max(1, len(values))))
+        for start in range(0, len(values), step):
+            found.update(np.ascontiguousarray(values[start : start + step]))
+    found.update(json.dumps(attributes, sort_keys=True).encode())
+    return found.hexdigest()
 
 
 def create(path: Path, fill: Callable[[h5py.File], None]) -> None:
@@ -279,13 +284,22 @@ def create(path: Path, fill: Callable[[h5py.File], None]) -> None:
     Raises:
         UserError: the folder or the file cannot be written.
     """
+    once(path, lambda: _create(path, fill))
+
+
+def once(path: Path, make: Callable[[], None]) -> None:
+    """Call `make`, which makes the file at `path`, unless it is there; under a lock.
+
+    Raises:
+        UserError: the folder or the file cannot be written.
+    """
     if path.exists():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             if not path.exists():
-                _create(path, fill)
+                make()
     except OSError as error:
         raise UserError(f"could not prepare {path}: {error}") from error
 
@@ -299,12 +313,17 @@ def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:
             file.attrs["schema"] = SCHEMA
             file.flush()
             file.attrs["sha256"] = _content_hash(file)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
+        publish(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def publish(part: Path, path: Path) -> None:
+    """Give a complete file its name, once it is safe on disk."""
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    os.replace(part, path)
     sync_folder(path.parent)
 
 

@@ -4,6 +4,7 @@ A data set is a subclass that names its file and, where the file can be made her
 `source` where the images come from.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -31,14 +32,23 @@ class Store:
         path: the file.
         fields: column ('images' or a target) -> array in the file.
         made: columns [N] that were computed from the file and are held in memory.
+        converted: column -> what is to be made of the array's rows whenever they are read.
     """
 
-    def __init__(self, path: Path, fields: dict[str, str], made: dict[str, Tensor]):
+    def __init__(
+        self,
+        path: Path,
+        fields: dict[str, str],
+        made: dict[str, Tensor],
+        converted: dict[str, Callable[[Tensor], Tensor]] | None = None,
+    ):
         self.path, self.fields, self.made = path, fields, made
+        self.converted = converted or {}
         places = {name: hdf5.locate(path, name) for name in fields.values()}
         self.shape = places["data"].shape
         self.dtype = places["data"].dtype
-        self.mappable = all(place.offset is not None for place in places.values())
+        plain = all(place.offset is not None for place in places.values())
+        self.mappable = plain and not self.converted
         for name, place in places.items():
             if place.shape[0] != self.shape[0]:
                 raise UserError(
@@ -48,7 +58,7 @@ class Store:
     def map(self) -> dict[str, Tensor]:
         """Column -> all of its rows [N, ...], sharing the file's memory where possible."""
         mapped = {key: hdf5.open_map(self.path, name) for key, name in self.fields.items()}
-        return {**mapped, **self.made}
+        return {**self._convert(mapped), **self.made}
 
     def read(self, rows: np.ndarray, pin: bool = False, threads: int = 1) -> dict[str, Tensor]:
         """Column -> the given rows [len(rows), ...] in a new block, see `hdf5.read`."""
@@ -57,7 +67,11 @@ class Store:
             for key, name in self.fields.items()
         }
         chosen = torch.from_numpy(rows)
-        return {**block, **{key: value[chosen] for key, value in self.made.items()}}
+        made = {key: value[chosen] for key, value in self.made.items()}
+        return {**self._convert(block), **made}
+
+    def _convert(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return columns | {key: make(columns[key]) for key, make in self.converted.items()}
 
 
 class NotPrepared(UserError):
@@ -84,7 +98,8 @@ class BaseDataset:
         remote_loading: kept for published configurations: whenever there are several blocks,
             the next one is read ahead in a thread.
         label_cut: 'balanced' draws the kept images evenly over the classes, so that a smaller
-            cut is contained in a larger one; 'first' takes the first ones, as published.
+            cut is contained in a larger one (without classes, over the images); 'first' takes
+            the first ones, as published.
         label_seed: seed of the balanced cut.
 
     Attributes:
@@ -136,7 +151,7 @@ class BaseDataset:
         self.path = self.find()
         if not (self.may_prepare or self.path.exists()):
             raise NotPrepared(f"{self.path} is made when it is first used")
-        hdf5.create(self.path, lambda file: fill(file, self.path, self.source()))
+        self.prepare()
         self.attributes = hdf5.attributes(self.path)
         self.store = self._open(predict_pose)
         self.classes = self.attributes.get("classes", [])
@@ -162,6 +177,10 @@ class BaseDataset:
             return original
         return paths.under(paths.DATA_DIR, f"{self.stem}.h5")
 
+    def prepare(self) -> None:
+        """Make the data file if it is missing."""
+        hdf5.create(self.path, lambda file: fill(file, self.path, self.source()))
+
     def spans(self, total: int, splits: dict | None) -> dict[str, tuple[int, int]]:
         """Split -> (first row, end); the file's own `splits`, or else 5/6 train, 1/6 test."""
         sizes = dict(splits or {"train": total - total // 6, "test": total // 6})
@@ -173,13 +192,20 @@ class BaseDataset:
         ends = np.cumsum([sizes[name] for name in SPLITS]).tolist()
         return dict(zip(SPLITS, zip([0, *ends], ends, strict=False), strict=True))
 
+    def fields(self) -> dict[str, str]:
+        """Target -> the array of the file that holds it."""
+        return {"class": "targets"} if hdf5.has(self.path, "targets") else {}
+
+    def converted(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Target -> what is to be made of its array's rows, for files that differ."""
+        return {}
+
     # ---- opening ---------------------------------------------------------------------------
 
     def _open(self, predict_pose: bool) -> Store:
-        fields = {"images": "data"}
-        if hdf5.has(self.path, "targets"):
-            fields["class"] = "targets"
-        store = Store(self.path, fields, self._pose() if predict_pose else {})
+        fields = {"images": "data", **self.fields()}
+        made = self._pose() if predict_pose else {}
+        store = Store(self.path, fields, made, self.converted())
         expected = (3, self.input_res, self.input_res)
         if store.shape[1:] != expected:
             raise UserError(
@@ -197,7 +223,13 @@ class BaseDataset:
     def _pose(self) -> dict[str, Tensor]:
         if not hdf5.has(self.path, "rot_mat"):
             raise UserError(f"BaseDataset.predict_pose: {self.path} has no 'rot_mat'")
-        return {"pose": pose_classes(hdf5.open_map(self.path, "rot_mat"))}
+        matrices = hdf5.open_map(self.path, "rot_mat")
+        if matrices[:1].numel() != 9:
+            raise UserError(
+                f"BaseDataset.predict_pose: {self.path} has {list(matrices.shape[1:])} in "
+                "'rot_mat', expected one rotation [3, 3] for each image"
+            )
+        return {"pose": pose_classes(matrices)}
 
     def _cut(self, spans: dict, kept: int | None, how: str, seed: int) -> None:
         """Set `rows` and the number of distinct rows of each split."""
@@ -220,9 +252,11 @@ class BaseDataset:
             return rows[:kept]
         if how != "balanced":
             raise UserError(f"BaseDataset.label_cut is '{how}', expected 'balanced' or 'first'")
-        if "class" not in self.store.fields:
+        if set(self.store.fields) | set(self.store.made) == {"images"}:
             raise UserError(f"BaseDataset.semisupervised: {self.path} has no labels to balance")
-        labels = hdf5.read(self.path, "targets", rows).numpy()
+        labels = np.zeros(len(rows), np.int64)  # where there are labels but no classes
+        if "class" in self.store.fields:
+            labels = hdf5.read(self.path, "targets", rows).numpy()
         return np.sort(rows[balanced_order(labels, seed)[:kept]])
 
     def _describe(self) -> DataInfo:

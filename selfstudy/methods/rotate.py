@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import IGNORED, Metrics, PretextTask
 from selfstudy.transforms import Rotate90
 from selfstudy.types import Batch, DataInfo, Features, Output
 
@@ -37,7 +37,12 @@ class RotateModel(ResnetModel):
 @register("task")
 @gin.configurable(denylist=["info"])
 class RotateTask(PretextTask):
-    """Cross-entropy over the angle."""
+    """Cross-entropy over the angle.
+
+    Dense targets turn with the images. A pose does not: of an upright object that is turned
+    by 90 degrees in the picture one cannot say what its pose class would be, since poses are
+    told apart in the world's axes. So the pose probes learn from unturned images only.
+    """
 
     backbone = "rotate"
 
@@ -46,15 +51,14 @@ class RotateTask(PretextTask):
         self.turn = Rotate90()
 
     def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
-        """Turn each view by an angle of its own; dense targets [B, H, W] turn with it."""
+        """Turn each image by an angle of its own, and its targets with it."""
         images = batch.views[0]
         count, _, height, width = images.shape
         params = self.turn.draw(count, height, width, generator, images.device)
-        targets = {
-            name: self.turn.apply(item, params) if item.ndim == 3 else item
-            for name, item in batch.targets.items()
-        }
+        targets = {name: self.turn.move(item, params) for name, item in batch.targets.items()}
         targets["angle"] = params[:, 0].long()
+        if "pose" in targets:
+            targets["pose"] = targets["pose"].masked_fill(targets["angle"] != 0, IGNORED)
         return dataclasses.replace(
             batch, views=(self.turn.apply(images, params),), targets=targets
         )

@@ -144,4 +144,8 @@ def _targets(info: DataInfo, out_classes: list[int] | None, dense: bool) -> dict
                 f"Wrapper.out_classes = {out_classes}: the data have {info.targets[name]} "
                 f"classes of '{name}'"
             )
+    if wanted.get("depth", 1) != 1:
+        raise UserError(
+            f"Wrapper.out_classes = {out_classes}: depth is one number, such as in [11, 1]"
+        )
     return wanted

@@ -11,7 +11,7 @@ from selfstudy.render.mesh import BUCKETS, Mesh, normalised
 from util.errors import UserError, cause
 
 ENDINGS = (".glb", ".obj", ".off", ".ply", ".stl")
-MOST_FACES = 200_000  # a third of a second a picture
+MOST_FACES = 500_000  # a second or two a picture
 MOST_BYTES = 200_000_000
 MOST_CLASSES = 254  # segments are bytes
 
@@ -90,29 +90,40 @@ def _load(path: Path) -> Mesh:
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            found = trimesh.load_scene(
+            scene = trimesh.load_scene(
                 file,
                 file_type=path.suffix[1:].lower(),
                 resolver=_Alone(),
                 process=False,
                 skip_materials=True,
-            ).to_mesh()
-        mesh = Mesh(np.asarray(found.vertices, float), np.asarray(found.faces, np.int64))
-        made = normalised(mesh)
+            )
+            _check_size(path, scene)
+            found = scene.to_mesh()
+        faces = np.asarray(found.faces, np.int64)
+        if faces.min(initial=0) < 0:
+            raise ValueError("a face's vertex has a negative number")
+        return normalised(Mesh(np.asarray(found.vertices, float), faces))
+    except UserError:
+        raise
     except Exception as error:  # a reader of strangers' files may raise anything
         raise UserError(f"{path} is not a readable mesh ({cause(error)}): remove it") from None
-    if len(made.faces) > MOST_FACES:
-        raise UserError(
-            f"{path} has {len(made.faces)} faces, expected at most {MOST_FACES}: decimate it"
-        )
-    return made
+
+
+def _check_size(path: Path, scene: Any) -> None:
+    """Before parts are put together: a small file may place one a million times."""
+    sizes = {name: len(getattr(part, "faces", ())) for name, part in scene.geometry.items()}
+    count = sum(sizes[scene.graph[node][1]] for node in scene.graph.nodes_geometry)
+    if count > MOST_FACES:
+        raise UserError(f"{path} has {count} faces, expected at most {MOST_FACES}: decimate it")
 
 
 class _Alone:
     """Refuses whatever a file refers to: materials, pictures, buffers of other files."""
 
     def get(self, name: str) -> Any:
-        raise KeyError(f"'{name}' is another file")
+        raise OSError(f"it needs another file, '{name}'")
+
+    __getitem__ = get
 
     def keys(self) -> list[str]:
         return []

@@ -21,6 +21,8 @@ VIEW = 0.5  # standard deviation of the Euler angles, radians
 LIGHT_RADIUS, LIGHT_HEIGHT, LIGHT_ANGLE = 1.5, 0.9, -0.5
 LIGHT_SPREAD = 2.0  # standard deviation of the light's angle, radians
 APART = 0.3  # metres between the centres of several objects
+FLOOR, NEAREST, FARTHEST = -0.15, 0.2, -0.9  # z and range of x of several objects, metres
+WIDE = 0.26  # how far they are to the side, of their distance
 MOTION = (0.05, 0.04)  # of a pair's second camera: metres, radians
 
 
@@ -169,18 +171,19 @@ def any_color(draw: np.random.Generator) -> np.ndarray:
 
 
 def places(draw: np.random.Generator, count: int) -> np.ndarray:
-    """Where the objects of a scene are, [count, 3]: at the origin, or spread over the view.
+    """Where the objects of a scene are, [count, 3]: at the origin, or spread over a floor.
 
-    Several lie at random places of the picture and depths of .95 to 1.6 m, `APART` if that can
-    be had in a few draws.
+    Several stand on a level `FLOOR` metres high, `APART` if that can be had in a few draws,
+    and all in view.
     """
     if count == 1:
         return np.zeros((1, 3))
-    draws = draw.uniform((0.2, 0.2, 0.95), (0.8, 0.8, 1.6), (count, 20, 3))
+    draws = draw.uniform((FARTHEST, -1), (NEAREST, 1), (count, 20, 2))
     found: list[np.ndarray] = []
     for options in draws:
-        rays = CAMERA.rays(options[:, 0], options[:, 1], 1)
-        points = CAMERA.position + rays * options[:, 2:]
+        ahead = options[:, 0]
+        across = options[:, 1] * WIDE * (CAMERA.position[0] - ahead)
+        points = np.stack([ahead, across, np.full_like(ahead, FLOOR)], 1)
         gaps = np.array([np.linalg.norm(points - other, axis=1) for other in found])
         room = gaps.min(0) if found else np.full(len(points), np.inf)
         best = int(np.argmax(room >= APART)) if (room >= APART).any() else int(room.argmax())

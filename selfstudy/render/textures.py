@@ -3,8 +3,12 @@
 Texture `number` lies in bucket `number % 12`.
 """
 
+import hashlib
 import os
-import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,65 +67,105 @@ class Bank:
         corner = np.floor(place)
         share = (place - corner).astype(np.float32)
         corner = corner.astype(np.int64)
-        left, top = (corner & (size - 1)).T
-        right, bottom = ((corner + 1) & (size - 1)).T
-        table = sizes[chosen]
+        left, top = corner[:, 0] & (size - 1), (corner[:, 1] & (size - 1)) * size
+        right, bottom = (left + 1) & (size - 1), (top + size) & (size * size - 1)
+        texel = partial(sizes[chosen].take, axis=0)  # thrice as fast as an index
         u, v = share[:, :1], share[:, 1:]
-        upper = table[top * size + left] * (1 - u) + table[top * size + right] * u
-        lower = table[bottom * size + left] * (1 - u) + table[bottom * size + right] * u
+        upper = texel(top + left) * (1 - u) + texel(top + right) * u
+        lower = texel(bottom + left) * (1 - u) + texel(bottom + right) * u
         return upper * (1 - v) + lower * v
 
 
 def procedural(folder: Path) -> Bank:
     """The `COUNT` textures of `patterns`, made once and kept in `folder`."""
-    path = Path(folder) / f".textures-{VERSION}.npy"
-    try:
-        return Bank(np.load(path, mmap_mode="r"))
-    except (OSError, ValueError, EOFError):
-        pass
-    texels = np.empty((COUNT, SIZE, SIZE, 3), np.uint8)
-    show = progress(f"making {path}", COUNT)
-    for number in range(COUNT):
-        texels[number] = make(number)
-        show(number + 1)
-    _keep(path, texels)
-    return Bank(texels)
+    return Bank(_once(Path(folder) / f".textures-{VERSION}.npy", COUNT, make))
 
 
-def _keep(path: Path, texels: np.ndarray) -> None:
-    """Write the file whole or not at all; where that cannot be, the next process tries."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, texels)
-        os.replace(name, path)
-    except OSError:
-        return
-
-
-def from_folder(folder: Path) -> Bank:
+def from_folder(folder: Path, cache: Path | None = None) -> Bank:
     """All pictures below a folder, sorted by name: the central square, `SIZE` texels wide.
+
+    Args:
+        folder: of the pictures; names that begin with a dot are passed over.
+        cache: a folder that keeps them decoded, so that other processes need not.
 
     Raises:
         UserError: fewer than one a bucket, or one that cannot be read.
     """
-    from PIL import Image, ImageOps
-
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS)
+    found = sorted(path for path in Path(folder).rglob("*") if _is_picture(path))
     if len(found) < BUCKETS:
         raise UserError(
             f"{folder} holds {len(found)} pictures ({', '.join(sorted(ENDINGS))}), expected "
             f"at least {BUCKETS}: ten to train, one to validate, one to test"
         )
-    texels = np.empty((len(found), SIZE, SIZE, 3), np.uint8)
-    for index, path in enumerate(found):
-        try:
-            with Image.open(path) as picture:
-                fitted = ImageOps.fit(picture.convert("RGB"), (SIZE, SIZE))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{path} is not a readable picture ({error}): mend or remove it"
-            ) from None
-        texels[index] = fitted
-    return Bank(texels)
+    path = Path(cache) / f".textures-{_key(found)}.npy" if cache else None
+    return Bank(_once(path, len(found), lambda number: _square(found[number])))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and path.name[0] != "." and path.is_file()
+
+
+def _key(found: list[Path]) -> str:
+    """Another one when a picture comes, goes or changes."""
+    about = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    return hashlib.sha256(repr((SIZE, about)).encode()).hexdigest()[:12]
+
+
+def _square(path: Path) -> np.ndarray:
+    """The centre of a picture, upright, [SIZE, SIZE, 3] uint8."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (2 * SIZE, 2 * SIZE))
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            return np.asarray(ImageOps.fit(upright, (SIZE, SIZE)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} is not a readable picture ({error}): mend or remove it"
+        ) from None
+
+
+# ---- made once -------------------------------------------------------------------------------
+
+
+def _once(path: Path | None, count: int, one: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Textures [count, SIZE, SIZE, 3] as `one` makes them, or the file that has them already.
+
+    It is mapped into memory: processes share it.
+    """
+    kept = _kept(path, count) if path else None
+    if kept is not None:
+        return kept
+    texels = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    show = progress(f"making {path or 'textures'}", count)
+    for number in range(count):
+        texels[number] = one(number)
+        show(number + 1)
+    if path:
+        _keep(path, texels)
+    return texels
+
+
+def _kept(path: Path, count: int) -> np.ndarray | None:
+    """The mapped file, or None when it is not there, damaged or something else."""
+    try:
+        texels = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        return None
+    expected = (count, SIZE, SIZE, 3)
+    return texels if texels.shape == expected and texels.dtype == np.uint8 else None
+
+
+def _keep(path: Path, texels: np.ndarray) -> None:
+    """Write the file whole or not at all; where that cannot be, the next process tries."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("xb") as file:
+                np.save(file, texels)
+            os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink()

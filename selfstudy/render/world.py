@@ -16,6 +16,7 @@ import gin
 import numpy as np
 
 import paths
+from selfstudy.render import patterns
 from selfstudy.render import textures as texture_banks
 from selfstudy.render.mesh import BUCKETS, Library
 from selfstudy.render.meshes import Meshes
@@ -118,7 +119,8 @@ class World:
         if not self.factors.texture:
             return None
         if self.textures:
-            return texture_banks.from_folder(_folder("textures", self.textures))
+            folder = _folder("textures", self.textures)
+            return texture_banks.from_folder(folder, paths.DATA_DIR / "syn")
         return texture_banks.procedural(paths.DATA_DIR / "syn")
 
     def __getstate__(self) -> dict:
@@ -136,7 +138,7 @@ class World:
         """Everything that the bytes of a picture depend on, as plain values."""
         bits = dataclasses.astuple(self.factors)
         return {
-            "renderer": VERSION,
+            "renderer": [VERSION, patterns.VERSION],
             "factors": "".join(str(int(bit)) for bit in bits),
             "objects": self.objects,
             "seed": self.seed,

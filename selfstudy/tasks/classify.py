@@ -1,21 +1,26 @@
 """Classification of the object, its pose, or each pixel."""
 
 import gin
-import torch
 from torch import Tensor
 
 from selfstudy.registry import register
-from selfstudy.tasks.base import Metrics, Task, probe_losses
+from selfstudy.tasks.base import Metrics, ProbeTask
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
+
+WAYS_OUT = {
+    "class": "use data with labels, or a pretraining task such as -g digits/r9/rotate",
+    "pose": "type -p 'BaseDataset.predict_pose = True', with a rendered set",
+}
 
 
 @register("task")
 @gin.configurable(denylist=["info"])
-class ClassifyTask(Task):
+class ClassifyTask(ProbeTask):
     """Cross-entropy of the linear and the MLP head; `accuracy` is the linear head's.
 
-    With `Wrapper.dense_pred` it is the classification of pixels.
+    With `Wrapper.dense_pred` it is segmentation, the classification of pixels; then
+    'foreground' is the accuracy on the objects' pixels alone.
 
     Args:
         info: what the data are.
@@ -25,22 +30,20 @@ class ClassifyTask(Task):
     def __init__(self, info: DataInfo, is_pose: bool = False):
         super().__init__(info)
         self.target = "pose" if is_pose else "class"
-        if self.target not in info.targets and "segment" not in info.targets:
-            have = ", ".join(info.targets) or "none"
-            raise UserError(
-                f"ClassifyTask needs '{self.target}' labels and the data have {have}; use data "
-                "with labels, or a pretraining task such as -g digits/r9/rotate"
-            )
+        if self.target in info.targets or ("segment" in info.targets and not is_pose):
+            return
+        have = ", ".join(info.targets) or "none"
+        raise UserError(
+            f"ClassifyTask needs '{self.target}' labels and the data have {have}; "
+            f"{WAYS_OUT[self.target]}"
+        )
 
     def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, Metrics]:
         """Mean cross-entropy of the heads of the target."""
-        target = self.target if self.target in batch.targets else "segment"
-        losses, metrics = probe_losses(batch, out, target)
-        if not losses:
-            raise UserError(
-                f"no probe predicts '{target}' at this resolution: see Wrapper.run_classifier, "
-                "Wrapper.out_classes and Wrapper.dense_pred"
-            )
-        loss = torch.stack(losses).mean()
-        accuracy = metrics[f"fc_{target}_accuracy"]
-        return loss, {"accuracy": accuracy, "loss": loss.detach()} | metrics
+        return self.trained(batch, out, self._target(batch, out))
+
+    def _target(self, batch: Batch, out: Output) -> str:
+        """Pixels, where the heads and the data are for pixels and not for whole images."""
+        known = batch.targets.keys() & {name.partition("/")[2] for name in out.logits}
+        pixels = self.target == "class" and "class" not in known and "segment" in known
+        return "segment" if pixels else self.target

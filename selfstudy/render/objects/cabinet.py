@@ -45,7 +45,10 @@ def _shelves(shape: Shape, draw: Draw, deep: float, foot: float, high: float, wi
     for side in (-1, 1):
         z = side * (wide / 2 - wall / 2)
         shape.box((-deep / 2, low, z - wall / 2), (deep / 2, top, z + wall / 2))
-    shape.box((-deep / 2, low, -wide / 2 + 0.01), (-deep / 2 + 0.02, top, wide / 2 - 0.01))
+    shape.box(
+        (-deep / 2 + 0.005, low + 0.005, -wide / 2 + 0.01),
+        (-deep / 2 + 0.02, top - 0.005, wide / 2 - 0.01),
+    )
     count = int(draw.integers(3, 7))
     for level in np.linspace(low + 0.01, top - wall - 0.01, count):
         shape.box(

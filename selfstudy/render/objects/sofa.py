@@ -15,11 +15,12 @@ def sofa(draw: Draw) -> Shape:
     back, soft = draw.uniform(0.16, 0.26), draw.uniform(0.02, 0.06)
     x0, x1 = -deep / 2, deep / 2
     legs(shape, draw, deep * 0.4, half * 0.9, foot + 0.03, 0.06)
-    shape.box((x0, foot, -half), (x1 - 0.03, seat - 0.12, half), soft * 0.5)
+    end = half - 0.01  # inside the arms: no two faces in one plane
+    shape.box((x0, foot, -end), (x1 - 0.03, seat - 0.12, end), soft * 0.5)
     lean = draw.uniform(0, 0.12)
     ring = [
-        (x0, seat - 0.1),
-        (x0 + back, seat - 0.1),
+        (x0 + 0.01, seat - 0.15),
+        (x0 + back, seat - 0.15),
         (x0 + back - lean, tall),
         (x0 - lean, tall),
     ]
