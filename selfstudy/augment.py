@@ -23,11 +23,9 @@ from selfstudy.transforms import (
     span,
     weights,
 )
-from selfstudy.types import DataInfo
+from selfstudy.types import DENSE, DataInfo
 from util import color
 from util.errors import UserError
-
-DENSE = ("segment", "depth", "normals")  # targets with a value at each pixel
 
 
 def _rows(images: Tensor, flip: Tensor | None, window: Tensor | None) -> Tensor:

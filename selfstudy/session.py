@@ -10,10 +10,10 @@ import gin
 import torch
 
 from selfstudy import optim, registry, snapshot
-from selfstudy.augment import DENSE, augment
+from selfstudy.augment import augment
 from selfstudy.loader import Loader, dataloader
 from selfstudy.registry import Names, register
-from selfstudy.types import Batch
+from selfstudy.types import DENSE, Batch
 from util import meters
 from util.errors import UserError
 

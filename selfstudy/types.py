@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
+DENSE = ("segment", "depth", "normals")  # targets with a value at each pixel
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -41,7 +43,9 @@ class Batch:
 
     Attributes:
         views: V tensors [B, C, H, W], normalised float32.
-        targets: name -> 'class', 'pose' [B] int64; dense ones [B, H, W].
+        targets: name -> 'class', 'pose' [B] int64; 'segment' [B, H, W] int64; 'depth' [B, H, W]
+            metres, 0 without a surface; 'normals' [B, 3, H, W] int8, 127 times the unit
+            normal (right, up, towards the camera).
         idxs: [B] int64, the row in the data file, the same in every epoch.
     """
 

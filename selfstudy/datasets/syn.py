@@ -13,12 +13,12 @@ import paths
 from selfstudy.datasets.base import BaseDataset
 from selfstudy.registry import register
 from selfstudy.render import produce, world
+from selfstudy.types import DENSE
 from util import hdf5
 from util.environment import cpus
 from util.errors import UserError, nearest
 from util.progress import clock
 
-DENSE = ("segment", "depth", "normals")
 CLASSES = 10  # of the published sets
 NOTHING = 99  # class of the background in files of the original layout
 
