@@ -132,7 +132,7 @@ WRONG = [
                                                 "expected 1 to 1197 (the training images there "
                                                 "are)"),
     ("-p 'ClassifyTask.is_pose=True'", "ClassifyTask needs 'pose' labels and the data have "
-     "class; use data with labels, or a pretraining task such as -g digits/r9/rotate"),
+     "class; type -p 'BaseDataset.predict_pose = True', with a rendered set"),
     ("""-p 'session.dataset="FolderDataset"'""", "'FolderDataset.folder' has no value; add -p "
                                                  "'FolderDataset.folder = ...'"),
     ("""-p 'session.dataset="SynDataset"' 'SynDataset.dataset_choice="../.."'""",
