@@ -1,4 +1,4 @@
-"""The hardest row of docs/results/synthetic.md again, three times as long: is it the training?"""
+"""The hardest row of docs/results/synthetic.md, three times as long."""
 
 from ray import tune
 
