@@ -54,10 +54,10 @@ def world_of(name: str, files: list[str], params: list[str]) -> "World":
         UserError: the configuration is wrong, or says something else than the name.
     """
     from selfstudy import configure
-    from selfstudy.render import produce, world
+    from selfstudy.render import world
 
     variant = world.configuration(name)
-    meant = produce.settings(variant) if variant else {}
+    meant = world.settings(variant) if variant else {}
     named = [f"render.{key} = {value!r}" for key, value in meant.items()]
     configure.load(configure.Spec(tuple(files), (*named, *params)))
     bound = configure.bound()

@@ -19,7 +19,7 @@ TABLE = {
     "paths.py": (0, ""),
     "*/__init__.py": (0, ""),
     "util/errors.py": (0, ""),
-    "util/files.py": (0, ""),
+    "util/files.py": (0, "util.errors"),
     "util/schedules.py": (0, ""),
     "util/environment.py": (0, "paths"),
     "util/meters.py": (0, "torch"),
@@ -48,9 +48,9 @@ TABLE = {
     "selfstudy/render/meshes.py": (1, "trimesh selfstudy.render.mesh util.errors"),
     "selfstudy/render/textures.py": (
         1,
-        "PIL selfstudy.render.mesh selfstudy.render.patterns util.fetch util.errors",
+        f"PIL selfstudy.render.mesh selfstudy.render.patterns util.fetch {LEAVES}",
     ),
-    "selfstudy/render/world.py": (1, "gin paths selfstudy.render.* util.errors"),
+    "selfstudy/render/world.py": (1, f"gin paths selfstudy.render.* {LEAVES}"),
     "selfstudy/render/produce.py": (
         1,
         "selfstudy.render.* util.hdf5 util.parts util.workers util.fetch util.errors",

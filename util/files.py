@@ -9,6 +9,28 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from util.errors import UserError
+
+# Names that count as pictures.
+PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def given_folder(argument: str, place: str, root: Path) -> Path:
+    """The folder that a user names: absolute, from the home folder (~), or inside `root`.
+
+    It is made absolute, since a worker's current folder is not the user's.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = (root / Path(place).expanduser()).absolute()
+    if not place or not folder.is_dir():
+        raise UserError(
+            f"{argument} = '{place}': no folder {folder}; give an absolute path or one inside "
+            "DATA_DIR"
+        )
+    return folder
+
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable (a no-op where folders cannot be opened)."""

@@ -29,6 +29,7 @@ os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # before h5py: a file must not load fi
 import h5py  # noqa: E402
 
 SCHEMA = 1
+STD_FLOOR = 1.0  # of 255, the least 'std', for channels that never vary
 ATTRIBUTES = ("classes", "mean", "recipe", "schema", "space", "splits", "std")
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 FILTERS = (None, "gzip", "lzf")

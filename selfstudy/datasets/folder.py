@@ -15,8 +15,8 @@ from selfstudy.datasets.base import SPLITS, BaseDataset
 from selfstudy.datasets.prepare import Source, stratified
 from selfstudy.registry import register
 from util.errors import UserError
+from util.files import PICTURES, given_folder
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 BLOCK = 512  # images decoded before they are written
 
 
@@ -42,7 +42,7 @@ class FolderDataset(BaseDataset):
     ):
         self.places = {"train": folder, "valid": valid, "test": test}
         self.found = {
-            name: _pictures(_resolve(name, place))
+            name: _pictures(given_folder(_argument(name), place, paths.DATA_DIR))
             for name, place in self.places.items()
             if isinstance(place, str)
         }
@@ -99,19 +99,11 @@ class FolderDataset(BaseDataset):
         return round(share * total)
 
 
+def _argument(split: str) -> str:
+    return f"FolderDataset.{'folder' if split == 'train' else split}"
+
+
 Picture = tuple[str, str, int, int]  # path, class ('' without), bytes, time of change in ns
-
-
-def _resolve(name: str, place: str) -> Path:
-    """An absolute path: a worker's current folder is not the user's."""
-    folder = (paths.DATA_DIR / Path(place).expanduser()).absolute()
-    if not place or not folder.is_dir():
-        argument = "folder" if name == "train" else name
-        raise UserError(
-            f"FolderDataset.{argument} = '{place}': no folder {folder}; give an absolute path "
-            "or one inside DATA_DIR"
-        )
-    return folder
 
 
 def _pictures(folder: Path) -> list[Picture]:
@@ -127,7 +119,7 @@ def _pictures(folder: Path) -> list[Picture]:
     if flat and classed:
         raise UserError(f"{folder} mixes pictures and folders of pictures: expected one kind")
     if not flat and not classed:
-        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(ENDINGS))})")
+        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")
     return flat or classed
 
 
@@ -142,7 +134,7 @@ def _below(folder: str) -> list[str]:
 
 
 def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES
 
 
 def _picture(path: str, label: str) -> Picture:

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from util import hdf5
 from util.fetch import progress
-
-STD_FLOOR = 1.0  # of 255, for channels that never vary
 
 
 @dataclass
@@ -105,7 +104,7 @@ def fill(file: h5py.File, path: Path, source: Source) -> None:
         show(done)
     mean = sums / pixels
     file.attrs["mean"] = mean
-    file.attrs["std"] = np.sqrt(squares / pixels - mean**2).clip(STD_FLOOR)
+    file.attrs["std"] = np.sqrt(squares / pixels - mean**2).clip(hdf5.STD_FLOOR)
 
 
 def in_blocks(images: np.ndarray, convert: Callable, size: int = 1000) -> Iterator[np.ndarray]:

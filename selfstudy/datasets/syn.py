@@ -165,7 +165,7 @@ def default_world(variant: str) -> world.World:
     """A variant's world with the defaults of `render`, whatever is bound to them."""
     known = inspect.signature(world.World).parameters
     defaults = {name: parameter.default for name, parameter in known.items()}
-    return world.World(**defaults | produce.settings(variant))
+    return world.World(**defaults | world.settings(variant))
 
 
 def _segment(targets: Tensor) -> Tensor:

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 
 from selfstudy.render import chunks
-from selfstudy.render.world import SEVERAL, World
+from selfstudy.render.world import World
 from util import hdf5, workers
 from util.errors import UserError
 from util.fetch import progress
 from util.parts import Part
 
-FACTORS = {"TCVL": "1111"}
 LEAST, WIDTHS = 12, (8, 1024)  # images: one a bucket; pixels
 BLOCK = 10000  # images looked at together
-STD_FLOOR = 1.0  # of 255, for channels that never vary
 # Calls a function for each task, somewhere: (function, given, tasks) -> (task, result) pairs.
 Spread = Callable[[Callable, Any, Iterable], Iterator[tuple[Any, Any]]]
 
@@ -55,13 +53,6 @@ def produce(
 
     hdf5.once(path, make)
     return sum(made)
-
-
-def settings(variant: str) -> dict[str, Any]:
-    """The arguments of the world of a variant, as `world.configuration` calls it."""
-    several = variant.endswith("-multi")
-    factors = FACTORS.get(variant.removesuffix("-multi"), variant)
-    return {"factors": factors, "objects": SEVERAL if several else 1}
 
 
 def seconds(objects: int, images: int, res: int) -> float:
@@ -142,4 +133,4 @@ def moments(data: np.ndarray) -> tuple[list[float], list[float]]:
     total = counts.sum(1)
     mean = counts @ values / total
     std = np.sqrt(counts @ values**2 / total - mean**2)
-    return mean.tolist(), std.clip(STD_FLOOR).tolist()
+    return mean.tolist(), std.clip(hdf5.STD_FLOOR).tolist()

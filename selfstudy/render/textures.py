@@ -17,8 +17,8 @@ from selfstudy.render.mesh import BUCKETS
 from selfstudy.render.patterns import COUNT, SIZE, VERSION, make
 from util.errors import UserError
 from util.fetch import progress
+from util.files import PICTURES
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 KEPT = 256  # textures whose sizes are kept
 
 
@@ -94,7 +94,7 @@ def from_folder(folder: Path, cache: Path | None = None) -> Bank:
     found = sorted(path for path in Path(folder).rglob("*") if _is_picture(path))
     if len(found) < BUCKETS:
         raise UserError(
-            f"{folder} holds {len(found)} pictures ({', '.join(sorted(ENDINGS))}), expected "
+            f"{folder} holds {len(found)} pictures ({', '.join(sorted(PICTURES))}), expected "
             f"at least {BUCKETS}: ten to train, one to validate, one to test"
         )
     path = Path(cache) / f".textures-{_key(found)}.npy" if cache else None
@@ -102,7 +102,7 @@ def from_folder(folder: Path, cache: Path | None = None) -> Bank:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and path.name[0] != "." and path.is_file()
+    return path.suffix.lower() in PICTURES and path.name[0] != "." and path.is_file()
 
 
 def _key(found: list[Path]) -> str:

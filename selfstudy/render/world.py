@@ -11,6 +11,7 @@ import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import gin
 import numpy as np
@@ -24,6 +25,7 @@ from selfstudy.render.scene import CAMERA, LIGHT_SPREAD, VIEW, Camera, Factors, 
 from selfstudy.render.shade import Labels, Solids, colour, label
 from selfstudy.render.shapes import Procedural
 from util.errors import UserError
+from util.files import given_folder
 
 VERSION = 1  # of everything that a picture's bytes depend on
 SEVERAL = 4  # objects in a scene of the '-multi' sets
@@ -45,6 +47,13 @@ def configuration(name: str) -> str | None:
     bits = "1111" if name == "TCVL" else name[-4:]
     known = len(bits) == 4 and not set(bits) - set("01") and name[:-4] in ("", "xlg", "lg")
     return bits if known or name == "TCVL" else None
+
+
+def settings(variant: str) -> dict[str, Any]:
+    """The arguments of the world of a variant, as `configuration` calls it."""
+    if variant == MULTI:
+        return {"factors": "1111", "objects": SEVERAL}
+    return {"factors": variant, "objects": 1}
 
 
 @gin.configurable("render")
@@ -291,14 +300,7 @@ def _greyed(scene: Scene) -> Scene:
 
 
 def _folder(name: str, place: str) -> Path:
-    """An absolute folder, from the home folder (~) or inside DATA_DIR."""
-    folder = (paths.DATA_DIR / Path(place).expanduser()).absolute()
-    if not folder.is_dir():
-        raise UserError(
-            f"render.{name} = '{place}': no folder {folder}; give an absolute path or one "
-            "inside DATA_DIR"
-        )
-    return folder
+    return given_folder(f"render.{name}", place, paths.DATA_DIR)
 
 
 def _listing(folder: Path) -> str:
