@@ -29,6 +29,7 @@ SCRIPTS = (
     "misc/move_snapshots.py",
     "misc/render.py",
     "misc/results.py",
+    "misc/save_network_output.py",
 )
 # What a flag or an argument takes, by argparse's name for it; of all others it is a file.
 KINDS = {
@@ -43,6 +44,8 @@ KINDS = {
     "b": "trial",
     "name": "dataset",
     "variant": f"={','.join(VARIANTS)}",
+    "device": "=cpu,cuda",
+    "data_amts": "=100,250,1000,4000,16000,50000,all",
 }
 
 HEAD = {

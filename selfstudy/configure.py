@@ -8,6 +8,7 @@ argument, type), and only then bound. Files are data: imports, dynamic registrat
 Precedence, applied once by `load`: `-g` files in order, then `-p`, then a search's values.
 """
 
+import contextlib
 import dataclasses
 import importlib.util  # noqa: F401  (gin 0.5 uses it without importing it)
 import inspect
@@ -66,14 +67,50 @@ def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
         UserError: an unknown file, name, argument or choice, or a value of a wrong type.
     """
     gin.clear_config()
+    _load(spec, overrides or {})
+
+
+def _load(spec: Spec, overrides: dict[str, Any]) -> None:
     for name in spec.gin:
         _parse_file(name, (), "-g")
     for text in spec.params:
         _parse_param(text)
-    for name, value in values.flatten(overrides or {}).items():
+    for name, value in values.flatten(overrides).items():
         _bind_name(name, values.literal(name, value), "ray config")
     _settle_macros()
     gin.finalize()
+
+
+@contextlib.contextmanager
+def isolated(text: str, source: str, spec: Spec | None = None) -> Iterator[None]:
+    """Another configuration inside a `with` block; afterwards the old one is back.
+
+    A snapshot's network is built under the snapshot's own `config.gin` so. What the old
+    configuration has used (`operative`) is kept apart from what happens inside.
+
+    Args:
+        text: gin text, checked like any file.
+        source: what errors call the text.
+        spec: files and `-p` bindings, which win over the text.
+
+    Raises:
+        UserError: as `load`.
+    """
+    parts = (gin_config._CONFIG, gin_config._OPERATIVE_CONFIG)
+    kept = [{key: dict(arguments) for key, arguments in part.items()} for part in parts]
+    locked = gin.config_is_locked()
+    try:
+        gin.clear_config()
+        with gin.config_scope(None):
+            _parse(text, source, (source,))
+            _load(spec or Spec(), {})
+            yield
+    finally:
+        gin.clear_config()
+        for part, before in zip(parts, kept, strict=True):
+            part.update(before)
+        if locked:
+            gin.finalize()
 
 
 def _parse_file(name: str, chain: tuple[str, ...], where: str) -> None:

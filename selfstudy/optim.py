@@ -7,6 +7,7 @@ import gin
 import torch
 from torch import nn
 
+from selfstudy.lars import LARS
 from selfstudy.registry import Names, get, register
 from util import schedules
 from util.errors import UserError, nearest
@@ -16,6 +17,7 @@ _UNFIT = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}
 for _name, _cls in inspect.getmembers(torch.optim, inspect.isclass):
     if _name not in _UNFIT:
         register("optimizer", _name)(_cls)
+register("optimizer")(LARS)
 for _name, _cls in inspect.getmembers(torch.optim.lr_scheduler, inspect.isclass):
     if _name.endswith("LR") or _name == "ReduceLROnPlateau":
         register("scheduler", _name)(_cls)
@@ -34,43 +36,101 @@ def optimizer_arguments(values: dict[str, Any]) -> tuple[type, dict[str, Any]]:
     values = dict(values)
     cls = get("optimizer", values.pop("optim_fn"))
     more = values.pop("arguments") or {}
+    exclude = values.pop("exclude", None)
+    if exclude is not None and not all(exclude):
+        raise UserError(f"optimizer.exclude = {exclude}: '' is in every name; use [] for none")
+    if not values["weight_decay"] and "weight_decay" not in inspect.signature(cls).parameters:
+        values["weight_decay"] = None  # Rprop has none; 0 asks for none
     given = {key: item for key, item in values.items() if item is not None} | more
     check_arguments("optimizer", cls, given)
     return cls, given
 
 
+NORM = "norm"  # in `optimizer.exclude`: every parameter of a normalisation layer
+
+
+def _left_out(model: nn.Module, exclude: list[str]) -> set[int]:
+    """The ids of the parameters of `model` that `exclude` names, see `optimizer`."""
+    chosen = {id(item) for name, item in model.named_parameters()
+              if any(entry in name for entry in exclude)}  # fmt: skip
+    if NORM in exclude:
+        for module in model.modules():
+            if NORM in type(module).__name__.lower():  # BatchNorm2d, GroupNorm, LayerNorm, ...
+                chosen |= {id(item) for item in module.parameters(recurse=False)}
+    return chosen
+
+
+def _check_exclude(model: nn.Module, exclude: list[str]) -> None:
+    """Refuse an entry that changes nothing, since a run would not show it."""
+    names = [name for name, _ in model.named_parameters()]
+    for entry in exclude:
+        if entry != NORM and not any(entry in name for name in names):
+            raise UserError(
+                f"optimizer.exclude: no parameter of the model has '{entry}' in its name (one "
+                f"is '{names[0]}'); '{NORM}' takes all normalisation layers"
+            )
+
+
+def _groups(
+    params: nn.Module | list[nn.Parameter], cls: type, exclude: list[str] | None
+) -> list[dict[str, Any]]:
+    """What `cls` is to optimise: one group, or two where some parameters are left out."""
+    if not isinstance(params, nn.Module):
+        if exclude:
+            raise ValueError("a list of parameters has no names; give the module")
+        return [{"params": params}]
+    trained = [item for item in params.parameters() if item.requires_grad]
+    _check_exclude(params, exclude or [])
+    if exclude is None:
+        exclude = ["bias", NORM] if cls is LARS else []
+    out = _left_out(params, exclude)
+    first = [item for item in trained if id(item) not in out]
+    second = [item for item in trained if id(item) in out]
+    settings = {key: item for key, item in (("weight_decay", 0.0), ("adapt", False))
+                if key in inspect.signature(cls).parameters}  # fmt: skip
+    groups = [{"params": first}, {"params": second} | settings]
+    return [group for group in groups if group["params"]]
+
+
 @gin.configurable(denylist=["params"])
 def optimizer(
-    params: list[nn.Parameter],
+    params: nn.Module | list[nn.Parameter],
     optim_fn: Annotated[str, Names("optimizer")] = "SGD",
     lr: float = 1.0,
     weight_decay: float = 0.0,
     momentum: float | None = None,
     betas: list[float] | None = None,
     eps: float | None = None,
+    exclude: list[str] | None = None,
     arguments: dict | None = None,
 ) -> torch.optim.Optimizer:
-    """Any optimizer of `torch.optim`, its fused form where there is one.
+    """Any optimizer of `torch.optim`, its fused form where there is one, or `LARS`.
 
     Args:
-        params: what to optimise.
+        params: a module, of which everything that requires a gradient is optimised, or a list.
         optim_fn: its class, such as 'Adam'.
         lr: base rate; the default schedule carries the rate itself and leaves this at 1.
         weight_decay: L2 penalty, or decoupled decay where the class does that.
         momentum: as torch defines it; None leaves torch's default.
         betas: the same.
         eps: the same.
+        exclude: parts of names of parameters that get no weight decay and, with LARS, no rate
+            of their own, such as ['.bias', '.bn']; the entry 'norm' takes besides every
+            parameter of a normalisation layer, whatever its name. None is [], and for LARS
+            ['bias', 'norm'].
         arguments: further arguments of the class, checked against its signature.
 
     Raises:
-        UserError: the class does not take an argument.
+        UserError: the class does not take an argument, or `exclude` finds nothing.
     """
     cls, given = optimizer_arguments(
         {"optim_fn": optim_fn, "lr": lr, "weight_decay": weight_decay, "momentum": momentum,
-         "betas": betas, "eps": eps, "arguments": arguments}
+         "betas": betas, "eps": eps, "exclude": exclude, "arguments": arguments}
     )  # fmt: skip
-    fits = params and params[0].device.type in ("cpu", "cuda") and cls.__name__ in _FUSED
-    return cls(params, **({"fused": True} if fits else {}), **given)
+    groups = _groups(params, cls, exclude)
+    device = groups[0]["params"][0].device.type
+    fits = device in ("cpu", "cuda") and cls.__name__ in _FUSED
+    return cls(groups, **({"fused": True} if fits else {}), **given)
 
 
 _FUSED = {"SGD", "Adam", "AdamW", "Adagrad"}

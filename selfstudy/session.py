@@ -87,12 +87,11 @@ class Session:
             self.model = registry.get("model", model)(info)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.model) if compile else self.model
-        trained = [item for item in self.model.parameters() if item.requires_grad]
-        if not trained:
+        if not any(item.requires_grad for item in self.model.parameters()):
             raise UserError(
                 "nothing is left to train: see Wrapper.finetune_selfsup, run_classifier"
             )
-        self.optimizer = optim.optimizer(trained)
+        self.optimizer = optim.optimizer(self.model)
         self.schedule = optim.scheduler(self.optimizer)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision is torch.float16

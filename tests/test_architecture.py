@@ -77,10 +77,15 @@ TABLE = {
     ),
     "selfstudy/methods/*.py": (
         1,
-        "gin torch selfstudy.models.* selfstudy.tasks.* selfstudy.transforms "
-        "selfstudy.registry selfstudy.types util.errors",
+        "gin torch selfstudy.losses.* selfstudy.models.* selfstudy.tasks.* "
+        "selfstudy.transforms selfstudy.registry selfstudy.types util.errors",
     ),
-    "selfstudy/optim.py": (1, "gin torch selfstudy.registry util.schedules util.errors"),
+    "selfstudy/losses/*.py": (1, "torch selfstudy.losses.* util.errors"),
+    "selfstudy/lars.py": (1, "torch"),
+    "selfstudy/optim.py": (
+        1,
+        "gin torch selfstudy.lars selfstudy.registry util.schedules util.errors",
+    ),
     "selfstudy/snapshot.py": (1, f"torch paths util.checkpoints {LEAVES}"),
     "selfstudy/session.py": (
         2,
@@ -89,6 +94,12 @@ TABLE = {
     ),
     "selfstudy/simulation.py": (2, "gin torch selfstudy.registry util.errors"),
     "selfstudy/devices.py": (1, "torch"),
+    "selfstudy/evaluate/*.py": (
+        2,
+        "gin torch h5py sklearn selfstudy.augment selfstudy.configure selfstudy.datasets.base "
+        "selfstudy.datasets.prepare selfstudy.devices selfstudy.evaluate.* selfstudy.registry "
+        "selfstudy.snapshot selfstudy.types util.hdf5 util.fetch util.errors",
+    ),
     "selfstudy/trial.py": (
         3,
         "gin torch paths selfstudy.configure selfstudy.devices selfstudy.registry "

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfstudy import optim
+from selfstudy import configure, optim, registry
 from util import meters
 from util.errors import UserError
 from util.schedules import piecewise_linear
@@ -52,6 +52,64 @@ def test_torch_schedulers_by_name_step_once_a_round():
     plateau = optim.scheduler(ours, [4], [0, 1], scheduler_fn="ReduceLROnPlateau", metric="x")
     with pytest.raises(UserError, match="scheduler.metric = 'x'"):
         plateau.check_metric(["valid_loss"])
+
+
+def rates(optimizer, schedule, rounds):
+    """The rate of each round."""
+    seen = []
+    for _ in range(rounds):
+        schedule.before_step(0)
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.after_round({})
+    return seen
+
+
+def from_command_line(*params):
+    """An optimizer and its schedule from `-p` bindings."""
+    registry.discover()
+    needed = ("scheduler.milestones = [10]", "scheduler.target_lrs = [0, 1]")
+    configure.load(configure.Spec(params=(*needed, *params)))
+    optim.check(configure.would_build("session"))
+    optimizer = optim.optimizer(weights())
+    return optimizer, optim.scheduler(optimizer)
+
+
+def test_cosine_per_round_down_to_a_final_value():
+    found = rates(*from_command_line(
+        "optimizer.lr = 0.3", "scheduler.scheduler_fn = 'CosineAnnealingLR'",
+        "scheduler.arguments = {'T_max': 10, 'eta_min': 0.002}"), 11)  # fmt: skip
+    expected = 0.002 + (0.3 - 0.002) * (1 + np.cos(np.pi * np.arange(11) / 10)) / 2
+    assert found == pytest.approx(list(expected)) and found[-1] == pytest.approx(0.002)
+
+
+def test_steps_at_60_and_80_percent():
+    found = rates(*from_command_line(
+        "optimizer.lr = 30", "optimizer.momentum = 0.9",
+        "scheduler.scheduler_fn = 'MultiStepLR'",
+        "scheduler.arguments = {'milestones': [6, 8], 'gamma': 0.1}"), 10)  # fmt: skip
+    assert found == pytest.approx([30.0] * 6 + [3.0] * 2 + [0.3] * 2)
+
+
+def test_lars_and_its_exclusions_bind():
+    optimizer, _ = from_command_line(
+        "optimizer.optim_fn = 'LARS'", "optimizer.weight_decay = 1e-4",
+        "optimizer.arguments = {'eta': 0.02, 'warmup_steps': 10}")  # fmt: skip
+    group = optimizer.param_groups[0]
+    assert (group["eta"], group["warmup_steps"], group["weight_decay"]) == (0.02, 10, 1e-4)
+    with pytest.raises(UserError, match="did you mean 'warmup_steps'"):
+        from_command_line("optimizer.optim_fn = 'LARS'", "optimizer.arguments = {'warmup': 1}")
+    with pytest.raises(UserError, match="'' is in every name"):
+        from_command_line("optimizer.exclude = ['']")
+
+
+@pytest.mark.parametrize("name", registry.names("optimizer"))
+def test_every_optimizer_builds_with_its_defaults_and_steps(name):
+    params = weights()
+    optimizer = optim.optimizer(params, name, lr=0.1)
+    params[0].grad = torch.ones(3)
+    optimizer.step()
+    assert torch.isfinite(params[0]).all()
 
 
 @pytest.mark.parametrize(

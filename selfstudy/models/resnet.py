@@ -1,38 +1,20 @@
 """Residual networks as encoders: images to named feature maps and one embedding.
 
 ResNet-9 follows the small network of the DAWNBench CIFAR-10 entries (D. Page, "How to train
-your ResNet", 2018) with CELU(0.075). The deep ones (He et al., arXiv 1512.03385; ResNeXt,
-arXiv 1611.05431; wide, arXiv 1605.07146) are built from torchvision's blocks.
+your ResNet", 2018) with CELU(0.075). The deep ones are in `models.deep`.
 """
 
-from collections import OrderedDict
-from typing import Annotated, Literal
+from typing import Annotated
 
 import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfstudy.registry import Names, register
+from selfstudy.models.deep import DEEP, deep_stages
+from selfstudy.registry import Names, get, register
 from selfstudy.types import Batch, DataInfo, Features
 from util.errors import UserError
-
-# name -> (bottleneck blocks?, blocks per stage, groups, width per group)
-DEEP = {
-    "resnet18": (False, (2, 2, 2, 2), 1, 64),
-    "resnet34": (False, (3, 4, 6, 3), 1, 64),
-    "resnet50": (True, (3, 4, 6, 3), 1, 64),
-    "resnet101": (True, (3, 4, 23, 3), 1, 64),
-    "resnet152": (True, (3, 8, 36, 3), 1, 64),
-    "resnext50_32x4d": (True, (3, 4, 6, 3), 32, 4),
-    "resnext101_32x8d": (True, (3, 4, 23, 3), 32, 8),
-    "wide_resnet50_2": (True, (3, 4, 6, 3), 1, 128),
-    "wide_resnet101_2": (True, (3, 4, 23, 3), 1, 128),
-}
-Choice = Literal[
-    "resnet9", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-    "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2",
-]  # fmt: skip
 
 
 class _FastCELU(torch.autograd.Function):
@@ -104,49 +86,6 @@ def _resnet9(channels_in: int, width: float) -> tuple[dict[str, nn.Module], int]
     return layers, 8 * c
 
 
-def _deep(
-    choice: str, channels_in: int, width: float, skip_pool: bool, dilate: list[bool]
-) -> tuple[dict[str, nn.Module], int]:
-    """The stages of a deep network, each from torchvision's blocks, and its output channels."""
-    from torchvision.models.resnet import BasicBlock, Bottleneck  # 2 s to import: only here
-
-    bottleneck, depths, groups, per_group = DEEP[choice]
-    block = Bottleneck if bottleneck else BasicBlock
-    channels = round(64 * width)
-    stem: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(channels_in, channels, 7, 2, 3, bias=False)),
-        ("bn1", nn.BatchNorm2d(channels)),
-        ("relu", nn.ReLU(inplace=True)),
-    ]
-    if not skip_pool:
-        stem.append(("maxpool", nn.MaxPool2d(3, 2, 1)))
-    layers: dict[str, nn.Module] = {"conv": nn.Sequential(OrderedDict(stem))}
-    dilation = 1
-    for index, depth in enumerate(depths):
-        planes, stride = round(64 * width) * 2**index, 1 if index == 0 else 2
-        before = dilation
-        if index and dilate[index - 1]:
-            dilation, stride = dilation * stride, 1
-        blocks = []
-        for number in range(depth):
-            first, out = number == 0, planes * block.expansion
-            reshape = None
-            if first and (stride != 1 or channels != out):
-                reshape = nn.Sequential(
-                    nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
-                )
-            blocks.append(
-                block(channels, planes, stride if first else 1, reshape, groups, per_group,
-                      before if first else dilation)
-            )  # fmt: skip
-            channels = out
-        layers[f"block{index + 1}"] = nn.Sequential(*blocks)
-    for module in nn.ModuleList(layers.values()).modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return layers, channels
-
-
 @gin.configurable(denylist=["in_channels", "choice"])
 class ResNet(nn.Module):
     """A residual network without its classifier.
@@ -162,8 +101,11 @@ class ResNet(nn.Module):
         prepool_fc: apply that layer at each position before average pooling, so that the
             dense map has D channels too; otherwise the map is pooled first.
         skip_init_pool: no max pooling after the first convolution (deep networks).
+        small_stem: begin a deep network with a 3x3 convolution of stride 1 and no pooling, for
+            pictures of about 32 x 32; resnet9 always does.
+        stem_padding: of that convolution; 1 keeps the size, the contrastive family has 2.
         replace_stride_with_dilation: for the last three stages of a deep network.
-        width: factor on all widths; 0.25 is the narrow network for CPUs.
+        width: factor on all widths; 0.25 is the narrow network for CPUs, 3 the x3-wide one.
     """
 
     def __init__(
@@ -176,6 +118,8 @@ class ResNet(nn.Module):
         out_feats: int | None = 256,
         prepool_fc: bool = False,
         skip_init_pool: bool = False,
+        small_stem: bool = False,
+        stem_padding: int = 1,
         replace_stride_with_dilation: list[bool] | None = None,
         width: float = 1.0,
     ):
@@ -192,7 +136,10 @@ class ResNet(nn.Module):
         if choice == "resnet9":
             layers, channels = _resnet9(in_channels, width)
         else:
-            layers, channels = _deep(choice, in_channels, width, skip_init_pool, dilate)
+            padding = stem_padding if small_stem else None
+            layers, channels = deep_stages(
+                choice, in_channels, width, not skip_init_pool, dilate, padding
+            )
         self.layers = nn.ModuleDict(layers)
         names = list(layers)
         if not -len(names) <= feat_layer < len(names):
@@ -247,18 +194,26 @@ class ResNet(nn.Module):
         return Features(self.fc(pooled), last, maps)
 
 
+for _name in ("resnet9", *DEEP, "ws_resnet18", "ws_resnet50"):
+    register("encoder", _name)(ResNet)
+
+
 @gin.configurable(denylist=["in_channels"])
-def init_resnet(in_channels: int, choice: Choice = "resnet9") -> ResNet:
-    """A residual network with the options of `ResNet`.
+def init_resnet(
+    in_channels: int, choice: Annotated[str, Names("encoder")] = "resnet9"
+) -> nn.Module:
+    """An encoder: a residual network, or whatever else is registered as one.
+
+    It has `out_feats`, `dense_feats` (the channels of its two results), and takes images to
+    `Features`. Its class is built with `in_channels` and `choice`, since one class may stand
+    for several networks; everything else is its own parameters.
 
     Args:
         in_channels: C of the images.
-        choice: the network, by its usual name.
+        choice: the network: one with the options of `ResNet`, 'vit', 'amdim_ref', or
+            'torchvision/' and a name of `torchvision.models`.
     """
-    return ResNet(in_channels, choice)
-
-
-init_resnet.uses = ("ResNet",)
+    return get("encoder", choice)(in_channels, choice)
 
 
 class Backbone(nn.Module):
@@ -293,7 +248,7 @@ class Backbone(nn.Module):
 
 @register("backbone", "resnet")
 class ResnetModel(Backbone):
-    """A residual network, nothing else."""
+    """A residual network or another encoder, nothing else."""
 
     uses = ("init_resnet",)
 

@@ -1,0 +1,83 @@
+"""ImageNet (ILSVRC-2012; Russakovsky et al., arXiv 1409.0575), from its folders."""
+
+import hashlib
+from pathlib import Path
+
+import gin
+import numpy as np
+
+import paths
+from selfstudy.datasets.base import BaseDataset
+from selfstudy.datasets.folder import _decoded, _numbers, _pictures, _shuffled
+from selfstudy.datasets.prepare import Source, stratified
+from selfstudy.registry import register
+from util.errors import UserError
+
+
+@register("dataset")
+@gin.configurable(denylist=["split"])
+class ImageNetDataset(BaseDataset):
+    """`train/<wnid>/*.JPEG` trains and, with its last `num_valid`, validates; `val/` tests.
+
+    Each picture's short side is scaled to `BaseDataset.input_res` and the centre is cut out,
+    once, into a file beside the two folders: 16 GB at 64 pixels, 193 GB at 224. Subsets, such
+    as of 100 classes, are folders of the same form. Since listing a million pictures takes
+    long, the file is not compared with the folders later: delete it to prepare it anew.
+
+    Args:
+        split: 'train', 'valid' or 'test'.
+        folder: holds `train` and `val`; absolute, from the home folder (~), or inside
+            DATA_DIR. Classes are numbered in the order of their names (wnid).
+    """
+
+    def __init__(self, split: str, folder: str = "imagenet"):
+        self.folder, self.place = folder, Path(folder).expanduser()
+        try:
+            if not self.place.is_absolute():
+                paths.under(paths.DATA_DIR, folder)
+        except ValueError as error:
+            raise UserError(f"ImageNetDataset.folder: {error}") from None
+        super().__init__(split)
+
+    @property
+    def stem(self) -> str:
+        """`<folder>/data_<res>`; of a folder elsewhere `imagenet/<its hash>/data_<res>`."""
+        if not self.place.is_absolute():
+            return f"{self.folder}/data_{self.input_res}"
+        key = hashlib.sha256(str(self.place).encode()).hexdigest()[:12]
+        return f"imagenet/{key}/data_{self.input_res}"
+
+    def source(self) -> Source:
+        """All pictures, decoded by several threads; those of training in random order."""
+        train, test = _pictures(self._part("train")), _shuffled(_pictures(self._part("val")))
+        order = stratified(_numbers(train), {"train": len(train), "valid": 0, "test": 0}, 0)
+        files = [train[row] for row in order] + test
+        classes = sorted({picture[1] for picture in train})
+        number = {name: index for index, name in enumerate(classes)}
+        if strange := sorted({picture[1] for picture in test} - number.keys()):
+            listed = ", ".join(strange[:5])
+            raise UserError(f"{self._part('val')} has classes that train lacks: {listed}")
+        splits = {"train": len(train), "test": len(test)}
+        return Source(
+            count=len(files),
+            images=_decoded([picture[0] for picture in files], self.input_res),
+            targets={"targets": np.array([number[picture[1]] for picture in files], np.int64)},
+            splits=splits,
+            fit=self.spans(len(files), splits)["train"][1],
+            classes=classes,
+        )
+
+    def _part(self, name: str) -> Path:
+        """`train` or `val`, which must hold a folder of pictures for each class."""
+        place = paths.DATA_DIR / self.place / name
+        if not place.is_dir():
+            raise UserError(
+                f"ImageNetDataset.folder = '{self.folder}': no folder {place}; expected "
+                "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG"
+            )
+        if not any(entry.is_dir() for entry in place.iterdir()):
+            raise UserError(
+                f"{place} holds no folders of classes: sort its pictures into {name}/<wnid>/ "
+                "(of val by the ground truth in ILSVRC's development kit)"
+            )
+        return place

@@ -1,0 +1,227 @@
+"""STL-10: 13,000 labelled and 100,000 unlabelled pictures (Coates, Ng, Lee, AISTATS 2011)."""
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Literal
+
+import gin
+import numpy as np
+
+import paths
+from selfstudy.datasets.base import SPLITS, BaseDataset, repeats
+from selfstudy.datasets.prepare import Source, resized
+from selfstudy.registry import register
+from util import hdf5
+from util.errors import UserError
+from util.fetch import fetch
+
+URL = "http://ai.stanford.edu/~acoates/stl10/"
+FOLDER, ARCHIVE = "stl10_binary", "stl10_binary.tar.gz"
+MD5 = "91f7769df0f17e558f3565bffb0c7dfb"  # of the archive, as published
+PICTURES = {"unlabelled": "unlabeled_X.bin", "train": "train_X.bin", "test": "test_X.bin"}
+LABELS = {"train": "train_y.bin", "test": "test_y.bin"}
+FOLDS, NAMES = "fold_indices.txt", "class_names.txt"
+CLASSES = "airplane bird car cat deer dog horse monkey ship truck".split()
+SIZE = 96  # pixels
+BYTES = 3 * SIZE**2  # of a picture
+BLOCK = 500  # pictures read together
+UNLABELLED = -100  # the class of a picture without one, which cross-entropy ignores
+
+
+@register("dataset")
+@gin.configurable(denylist=["split"])
+class STL10Dataset(BaseDataset):
+    """4,500 train, 500 valid (the last labelled ones) and 8,000 test images, 96 pixels wide.
+
+    One file holds the unlabelled, the training and the test pictures, in this order. Pictures
+    without a label have the class -100, which no loss or accuracy counts, and a label cut
+    (`BaseDataset.semisupervised`) never keeps them. Read from DATA_DIR/stl10_binary, or from
+    the published archive there, which is downloaded if need be (2.6 GB).
+
+    Args:
+        split: 'train', 'valid' or 'test'.
+        part: 'labelled' trains on labelled pictures; 'all', for pretraining, on the 100,000
+            unlabelled ones, too. Both validate and test on the same pictures.
+        fold: 0 to 9 trains on one of the published folds of 1,000 labelled pictures, and
+            validates on the last `num_valid` of those outside.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        part: Literal["labelled", "all"] = "labelled",
+        fold: int | None = None,
+    ):
+        if fold is not None and not 0 <= fold <= 9:
+            raise UserError(f"STL10Dataset.fold is {fold}, expected 0 to 9, or None for all")
+        self.part, self.fold = part, fold
+        super().__init__(split)
+
+    @property
+    def stem(self) -> str:
+        """`stl10/data_<res>`."""
+        return f"stl10/data_{self.input_res}"
+
+    # ---- rows ------------------------------------------------------------------------------
+
+    def spans(self, total: int, splits: dict | None) -> dict[str, tuple[int, int]]:
+        """The published split, without or with the unlabelled rows that come first."""
+        sizes = dict(splits or {})
+        first = sizes.pop("unlabelled", 0)
+        labelled = super().spans(total - first, sizes)
+        found = {name: (start + first, end + first) for name, (start, end) in labelled.items()}
+        if self.part == "all":
+            if not first:
+                raise UserError(
+                    f"STL10Dataset.part = 'all': {self.path} has no unlabelled pictures; put "
+                    f"{PICTURES['unlabelled']} into {paths.DATA_DIR / FOLDER} and delete it"
+                )
+            found["train"] = (0, found["train"][1])
+        return found
+
+    def _cut(self, spans: dict, kept: int | None, how: str, seed: int) -> None:
+        if self.fold is None:
+            super()._cut(spans, kept, how, seed)
+            return
+        rows = self._fold(spans)
+        full = len(rows["train"])
+        if kept is not None:
+            rows["train"] = self._labelled(rows["train"], kept, how, seed)
+        self.distinct = {name: len(rows[name]) for name in SPLITS}
+        self.rows = rows[self.split]
+        if kept is not None and self.split == "train":
+            self.rows = np.tile(self.rows, repeats(kept, full))
+
+    def _fold(self, spans: dict) -> dict[str, np.ndarray]:
+        """The rows of each split when a fold trains."""
+        rows = np.arange(spans["train"][0], spans["valid"][1])
+        inside = hdf5.read(self.path, "folds", rows).numpy() >> self.fold & 1 > 0
+        if not inside.any():
+            raise UserError(f"STL10Dataset.fold: {FOLDS} was missing when {self.path} was made")
+        free = self._has_label(rows)
+        others = rows[free & ~inside]
+        return {
+            "train": rows[~free | inside],
+            "valid": others[max(0, len(others) - self.num_valid) :],
+            "test": np.arange(*spans["test"]),
+        }
+
+    def _labelled(self, rows: np.ndarray, kept: int, how: str, seed: int) -> np.ndarray:
+        return super()._labelled(rows[self._has_label(rows)], kept, how, seed)
+
+    def _has_label(self, rows: np.ndarray) -> np.ndarray:
+        return hdf5.read(self.path, "targets", rows).numpy() != UNLABELLED
+
+    # ---- preparing ---------------------------------------------------------------------------
+
+    def source(self) -> Source:
+        """The published files, read in blocks."""
+        files = _Files()
+        counts = {name: files.count(file, BYTES) for name, file in PICTURES.items()}
+        labels = [np.full(counts["unlabelled"], UNLABELLED)]
+        labels += [_labels(files, name, counts[name]) for name in ("train", "test")]
+        folds = np.zeros(sum(counts.values()), np.int64)
+        first = counts["unlabelled"]
+        folds[first : first + counts["train"]] = _folds(files, counts["train"])
+        return Source(
+            count=sum(counts.values()),
+            images=(resized(block, self.input_res) for block in _pictures(files)),
+            targets={"targets": np.concatenate(labels), "folds": folds},
+            splits=counts,
+            fit=first + counts["train"] - counts["train"] // 10,  # without the validation
+            classes=files.text(NAMES).split() or CLASSES,
+        )
+
+
+class _Files:
+    """The published files by name, in the folder or straight from the archive."""
+
+    def __init__(self):
+        self.folder, self.place = paths.DATA_DIR / FOLDER, paths.DATA_DIR / FOLDER
+        self.members: dict[str, tarfile.TarInfo] = {}
+        if self.folder.is_dir():
+            return
+        self.place = paths.DATA_DIR / ARCHIVE
+        if not self.place.exists():
+            advice = (
+                f"STL-10 is not in {paths.DATA_DIR} and could not be downloaded ({{}}): put "
+                f"{FOLDER} or {ARCHIVE} there"
+            )
+            fetch(URL + ARCHIVE, self.place, MD5, advice)
+        try:
+            self.archive = tarfile.open(self.place)
+            self.members = {member.name.rpartition("/")[2]: member
+                            for member in self.archive if member.isfile()}  # fmt: skip
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise self.damage(error) from None
+
+    def damage(self, error: object) -> UserError:
+        """What to say when the bytes are not as published."""
+        return UserError(f"{self.place} is damaged ({error}): delete it")
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return name in self.members or (self.folder / name).is_file()
+
+    def count(self, name: str, size: int) -> int:
+        """How many items of `size` bytes a file holds; only unlabelled ones may be absent."""
+        if not self.has(name):
+            if name == PICTURES["unlabelled"]:
+                return 0
+            raise UserError(f"{self.place} lacks the file {name}: download it again")
+        member = self.members.get(name)
+        total = member.size if member else (self.folder / name).stat().st_size
+        if total % size:
+            raise self.damage(f"{name} has {total} bytes")
+        return total // size
+
+    def open(self, name: str) -> IO[bytes]:
+        """The file, for reading; of an archive nothing is written to the disk."""
+        member = self.members.get(name)
+        return self.archive.extractfile(member) if member else (self.folder / name).open("rb")
+
+    def text(self, name: str) -> str:
+        """The whole of a small file, empty when there is none."""
+        if not self.has(name):
+            return ""
+        with self.open(name) as file:
+            return file.read().decode("ascii", "replace")
+
+
+def _pictures(files: _Files) -> Iterator[np.ndarray]:
+    """Blocks [n, 3, 96, 96] uint8, in the order of the data file.
+
+    Published column after column, so that height and width change places.
+    """
+    for name in filter(files.has, PICTURES.values()):
+        try:
+            with files.open(name) as file:
+                while data := file.read(BLOCK * BYTES):
+                    pixels = np.frombuffer(data, np.uint8).reshape(-1, 3, SIZE, SIZE)
+                    yield pixels.transpose(0, 1, 3, 2)
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+            raise files.damage(error) from None
+
+
+def _labels(files: _Files, part: str, count: int) -> np.ndarray:
+    """[count] int64 classes from 0; published from 1."""
+    name = LABELS[part]
+    if files.count(name, 1) != count:
+        raise files.damage(f"{files.count(name, 1)} labels of {count} pictures in {name}")
+    with files.open(name) as file:
+        labels = np.frombuffer(file.read(), np.uint8).astype(np.int64) - 1
+    if count and not 0 <= labels.min() <= labels.max() < len(CLASSES):
+        raise files.damage(f"{name} has classes {labels.min() + 1} to {labels.max() + 1}")
+    return labels
+
+
+def _folds(files: _Files, count: int) -> np.ndarray:
+    """[count] int64: bit k is set for the pictures of fold k; pictures may be in several."""
+    folds = np.zeros(count, np.int64)
+    for number, line in enumerate(files.text(FOLDS).splitlines()):
+        try:
+            folds[np.array(line.split(), np.int64)] |= 1 << number
+        except (ValueError, IndexError) as error:
+            raise files.damage(f"{FOLDS}: {error}") from None
+    return folds

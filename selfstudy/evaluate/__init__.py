@@ -1,0 +1,1 @@
+"""Frozen encoders: their features, and what these are good for."""

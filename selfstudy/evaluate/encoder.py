@@ -1,0 +1,134 @@
+"""A snapshot's network, frozen: images to named features."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfstudy import configure, devices, registry, snapshot
+from selfstudy.augment import Augmentation
+from selfstudy.datasets.base import BaseDataset, NotPrepared
+from selfstudy.snapshot import Snapshot
+from selfstudy.types import DataInfo
+from util.errors import UserError
+
+BACKBONE, ENCODER = "backbone.", "encoder."
+
+
+class Encoder:
+    """The encoder of a snapshot, built under the snapshot's own configuration.
+
+    Whatever is configured when it is made stays as it is. All of the encoder's tensors must
+    match; probes, projections, queues and teachers are left behind. It is in evaluation mode,
+    nothing of it learns, and it computes in float32 without a graph.
+
+    Args:
+        source: "EXP/name", or a snapshot that was opened.
+        device: where it computes; None takes the accelerator that this process may use.
+
+    Attributes:
+        snapshot: `Snapshot`.
+        info: the `DataInfo` of the data that it was trained on.
+        device: where it computes.
+        out_feats: D of 'embedding'.
+
+    Raises:
+        UserError: no such snapshot, or one that is damaged or lacks something.
+    """
+
+    def __init__(self, source: str | Snapshot, device: torch.device | str | None = None):
+        registry.discover()
+        self.snapshot = snapshot.resolve(source) if isinstance(source, str) else source
+        self.device = torch.device(device or devices.best())
+        weights = self.snapshot.weights()
+        # Initial weights are drawn and thrown away: the caller's random numbers stay the same.
+        with (
+            configure.isolated(self.snapshot.config, f"{self.snapshot.name}/config.gin"),
+            torch.random.fork_rng(devices=[]),
+        ):
+            self.info = data_info(self.snapshot)
+            choice = configure.value("Wrapper", "model_choice")
+            self.backbone = registry.get("backbone", choice)(self.info, run_selfsup=False)
+        _load(self.backbone, weights, self.snapshot.name)
+        self.backbone.requires_grad_(False).eval()
+        self.backbone.to(self.device, memory_format=torch.channels_last)
+        self.out_feats: int = self.backbone.out_feats
+        bytes_info = dataclasses.replace(self.info, stored="uint8")
+        self._normalise = Augmentation(bytes_info, {})
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of [B, C, H, W] images, normalised as those of the training.
+
+        Returns:
+            'embedding' [B, D]; 'dense' [B, D', h, w], the map that the embedding is pooled
+            from; the stages 'conv' and 'block1' ... 'block4' [B, D_l, h_l, w_l], as many as
+            the network has. All on `device`, float32.
+        """
+        if images.ndim != 4 or images.shape[1] != self.info.channels:
+            channels = self.info.channels
+            raise ValueError(f"images {tuple(images.shape)}, expected [B, {channels}, H, W]")
+        images = images.to(self.device, torch.float32, memory_format=torch.channels_last)
+        feats = self.backbone.encode(images)
+        return {"embedding": feats.pooled, "dense": feats.dense, **feats.layers}
+
+    @torch.inference_mode()
+    def from_bytes(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of RGB bytes [B, 3, H, W] of any data set.
+
+        They are brought to the colour space, mean and standard deviation of the training data.
+        """
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}, expected uint8")
+        return self(self._normalise.apply(images.to(self.device), {}))
+
+
+def _load(backbone: torch.nn.Module, weights: dict[str, Tensor], name: str) -> None:
+    """The snapshot's weights; all of the backbone's, and all of the snapshot's encoder's."""
+    own = backbone.state_dict()
+    state = {key.removeprefix(BACKBONE): item for key, item in weights.items()
+             if key.startswith(BACKBONE)}  # fmt: skip
+    try:
+        snapshot.load_weights(
+            backbone, state, lambda key: key not in own and not key.startswith(ENCODER)
+        )
+    except UserError as error:
+        raise UserError(f"{name}: {error.text}") from None
+
+
+def data_info(found: Snapshot) -> DataInfo:
+    """What the data are that a snapshot was trained on.
+
+    Its card tells; for a card that does not, the data set of its configuration is opened,
+    which must be the active one. No data file is made.
+
+    Raises:
+        UserError: a damaged card, or the data are not there.
+    """
+    if "data" in found.card:
+        return _from_card(found.card["data"], found.name)
+    before, BaseDataset.may_prepare = BaseDataset.may_prepare, False
+    try:
+        return registry.get("dataset", configure.value("session", "dataset"))("train").info
+    except NotPrepared as error:
+        raise UserError(
+            f"{found.name} does not tell what its data are, and their file is missing "
+            f"({error.text}): prepare it by python misc/data.py prepare NAME"
+        ) from None
+    finally:
+        BaseDataset.may_prepare = before
+
+
+def _from_card(data: Any, name: str) -> DataInfo:
+    try:
+        fields = {item.name: data[item.name] for item in dataclasses.fields(DataInfo)}
+        numbers = {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
+        info = DataInfo(**fields | numbers)
+        sizes = (info.channels, info.input_res, *info.rows.values(), *info.targets.values())
+        plain = all(isinstance(size, int) and size >= 0 for size in sizes)
+        if not plain or not len(info.mean) == len(info.std) == info.channels:
+            raise ValueError("numbers that do not fit")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: the card's 'data' is damaged ({error!r})") from None
+    return info

@@ -1,0 +1,97 @@
+"""Losses over prototypes: one view is to predict the assignment of another.
+
+Letters in shapes: B rows, N rows of all processes, K prototypes, V views.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfstudy.losses.precision import full_precision
+
+
+@torch.no_grad()
+@full_precision
+def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+    """Soft assignments that use all prototypes alike (Cuturi 2013; SwAV, arXiv 2006.09882).
+
+    Alternately every prototype and every row is scaled to the same sum, starting from
+    exp(scores / epsilon); done on logarithms, which no score makes overflow.
+
+    Args:
+        scores: [N, K]; rows of all processes (and of a queue) where the whole is to balance.
+        epsilon: smoothness; smaller is harder.
+        iterations: how often.
+
+    Returns:
+        [N, K], rows that sum to 1.
+    """
+    logs = scores / epsilon
+    for _ in range(iterations):
+        logs = logs - logs.logsumexp(0, keepdim=True)
+        logs = logs - logs.logsumexp(1, keepdim=True)
+    return logs.exp()
+
+
+@full_precision
+def swav(
+    scores: Sequence[Tensor],
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    assigning: int = 2,
+    all_scores: Sequence[Tensor] | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """SwAV (Caron et al., arXiv 2006.09882, eq. 1 to 3) in nats, mean over pairs of views.
+
+    The cross-entropy of each view's softmax over prototypes to the Sinkhorn assignment of
+    another view.
+
+    Args:
+        scores: V tensors [B, K], products of unit features and unit prototypes.
+        temperature: of the softmax.
+        epsilon: of `sinkhorn`.
+        iterations: of `sinkhorn`.
+        assigning: the first so many views make assignments (the full-size crops).
+        all_scores: `assigning` tensors [N, K] that are assigned together: the rows of all
+            processes, and after them, if wanted, those of a queue of features.
+        offset: the place of the local rows in them.
+    """
+    logs = [F.log_softmax(item / temperature, 1) for item in scores]
+    whole, losses = scores[:assigning] if all_scores is None else all_scores, []
+    for view, item in enumerate(whole):
+        target = sinkhorn(item, epsilon, iterations)[offset : offset + len(scores[view])]
+        losses += [-(target * log).sum(1).mean()
+                   for other, log in enumerate(logs) if other != view]  # fmt: skip
+    return torch.stack(losses).mean()
+
+
+@full_precision
+def dino(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    centre: Tensor,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Tensor:
+    """DINO (Caron et al., arXiv 2104.14294, eq. 1 to 3) in nats, mean over pairs of views.
+
+    The cross-entropy of the student's softmax to the teacher's centred and sharpened one.
+
+    Args:
+        student: V tensors [B, K]; the first views are the teacher's, in the same order.
+        teacher: the teacher's outputs of the full-size views, [B, K] each; no gradient.
+        centre: [K], the running mean of the teacher's outputs.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's.
+    """
+    logs = [F.log_softmax(item / student_temperature, 1) for item in student]
+    losses = []
+    for view, item in enumerate(teacher):
+        target = ((item.detach() - centre) / teacher_temperature).softmax(1)
+        losses += [-(target * log).sum(1).mean()
+                   for other, log in enumerate(logs) if other != view]  # fmt: skip
+    return torch.stack(losses).mean()

@@ -1,0 +1,66 @@
+"""Numbers that tell learning from collapse; detached, on the device, for a batch or a table."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfstudy.losses.precision import full_precision
+
+
+@torch.no_grad()
+@full_precision
+def rank_me(z: Tensor, eps: float = 1e-7) -> Tensor:
+    """RankMe (Garrido et al., arXiv 2210.02885, eq. 1 and 2): the effective rank, 1 to D.
+
+    The exponential of the entropy of the singular values' shares.
+
+    Args:
+        z: [N, D], as many rows as dimensions at least.
+        eps: added to the shares.
+    """
+    values = torch.linalg.svdvals(z)
+    shares = values / values.sum().clamp(min=eps) + eps
+    return torch.exp(-(shares * shares.log()).sum())
+
+
+@torch.no_grad()
+@full_precision
+def feature_std(z: Tensor) -> Tensor:
+    """Spread on the unit sphere: 0 for a collapse to a point, 1 for isotropic features.
+
+    The standard deviation of the normalised features [N, D] in each dimension, averaged and
+    times sqrt(D) (SimSiam, arXiv 2011.10566, section 4.1).
+    """
+    return F.normalize(z).std(0, correction=0).mean() * z.shape[1] ** 0.5
+
+
+@torch.no_grad()
+@full_precision
+def cosines(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cosine of a row of z0 with its own row of z1, and with the other rows, [N, D]."""
+    a, b = F.normalize(z0), F.normalize(z1)
+    positive = (a * b).sum(1).mean()
+    # All pairs at once: the sum of products is the product of sums.
+    negative = (a.sum(0) @ b.sum(0) / len(a) - positive) / (len(a) - 1)
+    return positive, negative
+
+
+@torch.no_grad()
+@full_precision
+def retrieval(
+    queries: Tensor, keys: Tensor, all_keys: Tensor | None = None, offset: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Share of queries whose own key has the highest cosine, or one of the five highest.
+
+    Args:
+        queries: [B, D].
+        keys: [B, D], row for row of the queries' images.
+        all_keys: [N, D], the keys to choose from; by default `keys`.
+        offset: the place of `keys` in them.
+    """
+    all_keys = keys if all_keys is None else all_keys
+    scores = F.normalize(queries) @ F.normalize(all_keys).T
+    own = offset + torch.arange(len(queries), device=queries.device)[:, None]
+    # Its own key counts once; ties count against it.
+    above = (scores >= scores.gather(1, own)).sum(1) - 1
+    return (above < 1).float().mean(), (above < 5).float().mean()

@@ -1,0 +1,40 @@
+"""Full precision for losses: sums of exponentials do not survive sixteen bits."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run `function` outside autocast, its 16-bit arguments (also in lists) as float32."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        values = [_widened(item) for item in args]
+        named = {name: _widened(item) for name, item in kwargs.items()}
+        device = next(_tensors([*values, *named.values()])).device.type
+        with torch.autocast(device, enabled=False):
+            return function(*values, **named)
+
+    return run
+
+
+def _widened(item: Any) -> Any:
+    if isinstance(item, (list, tuple)):
+        return [_widened(part) for part in item]
+    narrow = isinstance(item, Tensor) and item.dtype in (torch.float16, torch.bfloat16)
+    return item.float() if narrow else item
+
+
+def _tensors(items: list) -> Iterator[Tensor]:
+    for item in items:
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, list):
+            yield from _tensors(item)
