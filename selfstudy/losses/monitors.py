@@ -64,3 +64,9 @@ def retrieval(
     # Its own key counts once; ties count against it.
     above = (scores >= scores.gather(1, own)).sum(1) - 1
     return (above < 1).float().mean(), (above < 5).float().mean()
+
+
+def health(z0: Tensor, z1: Tensor) -> dict[str, Tensor]:
+    """'positive' and 'negative', mean cosines of pairs, and 'spread', see `feature_std`."""
+    positive, negative = cosines(z0, z1)
+    return {"positive": positive, "negative": negative, "spread": feature_std(z0)}

@@ -229,6 +229,7 @@ class Backbone(nn.Module):
     uses: tuple[str, ...] = ()
     out_feats: int
     dense_feats: int
+    encoded_views: int | None = None  # how many views pass through the encoder; None is all
 
     def __init__(self, info: DataInfo, run_selfsup: bool):
         super().__init__()

@@ -111,7 +111,8 @@ class Wrapper(nn.Module):
         """Probe logits of the first view, and the method's own outputs of all views."""
         frozen = not self.finetune_selfsup or (self.training and self.warming)
         with torch.no_grad() if frozen else contextlib.nullcontext():
-            feats = tuple(self.backbone.encode(view) for view in batch.views)
+            count = self.backbone.encoded_views if self.run_selfsup else 1
+            feats = tuple(self.backbone.encode(view) for view in batch.views[:count])
         read = feats[0].dense if self.dense_pred else feats[0].pooled
         if not self.finetune_classifier:
             read = read.detach()

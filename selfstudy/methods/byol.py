@@ -1,0 +1,45 @@
+"""BYOL (Grill et al., NeurIPS 2020, arXiv 2006.07733): foretell what a lagging copy sees.
+
+No negatives: a prediction of each view is to equal the copy's projection of the other. Batch
+norm in the MLPs keeps it from collapsing (and so do other means, arXiv 2010.10241).
+"""
+
+import gin
+import torch
+
+from selfstudy.losses import monitors, redundancy
+from selfstudy.models.views import Lagging
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Output
+
+
+@register("backbone", "byol")
+class BYOLModel(Lagging):
+    """An encoder, its lagging copy, and a prediction (`prediction.layers = 2`)."""
+
+    symmetric = True
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class BYOLTask(PretextTask):
+    """2 - 2 cos of prediction and projection, summed over both directions.
+
+    Args:
+        info: what the data are.
+    """
+
+    backbone = "byol"
+
+    def __init__(self, info: DataInfo):
+        super().__init__(info)
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss, and the numbers of `monitors.health`."""
+        first = self.output(out, "query0"), self.output(out, "key1")
+        pairs = [first]
+        if "key0" in out.selfsup:
+            pairs.append((out.selfsup["query1"], out.selfsup["key0"]))
+        losses = [redundancy.byol(query, key) for query, key in pairs]
+        return {"loss": torch.stack(losses).sum(), **monitors.health(*first)}

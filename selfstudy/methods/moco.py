@@ -1,0 +1,123 @@
+"""MoCo v1 and v2 (He et al., CVPR 2020, arXiv 1911.05722; Chen et al., arXiv 2003.04297).
+
+A query is to be nearer to the key of its other view than to a queue of earlier keys. Keys come
+from a copy of the network that lags behind. v2 adds the MLP as projection and stronger
+augmentation. Published: ResNet-50 on ImageNet, 200 epochs, 67.5 % linear accuracy (v2).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfstudy.losses import contrastive, monitors
+from selfstudy.losses.contrastive import Contrast
+from selfstudy.models.views import Lagging
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Features, Output
+from util.errors import UserError
+
+
+@register("backbone", "moco")
+@gin.configurable(denylist=["info", "run_selfsup"])
+class MoCoModel(Lagging):
+    """With a queue of the latest keys, on the device and in the snapshot.
+
+    Args:
+        info: what the data are.
+        run_selfsup: False when only the encoder is wanted.
+        queue_size: K, keys that are kept; 0 keeps none (then `MoCoTask.in_batch` is needed).
+    """
+
+    uses = (*Lagging.uses, "MoCoModel")
+
+    def __init__(self, info: DataInfo, run_selfsup: bool, queue_size: int = 65536):
+        super().__init__(info, run_selfsup)
+        if queue_size < 0:
+            raise UserError(f"MoCoModel.queue_size = {queue_size}: expected 0 or more")
+        self.made: list[Tensor] = []  # keys of this step, for the queue
+        if run_selfsup:
+            rows = F.normalize(torch.randn(queue_size, self.projection.out_feats))
+            self.register_buffer("queue", rows)
+            self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """Queries and keys, see `Lagging`, and the 'queue' [K, D] as it was before them."""
+        found = super().selfsup(feats, batch)
+        if self.training:
+            self.made = [rows for name, rows in found.items() if name.startswith("key")]
+        return found | {"queue": self.queue}
+
+    def after_step(self, progress: float) -> None:
+        """Let the copy follow, and the queue take the keys in, the oldest making room."""
+        super().after_step(progress)
+        for rows in self.made if len(self.queue) else ():
+            rows = rows[-len(self.queue) :].to(self.queue.dtype)
+            steps = torch.arange(len(rows), device=rows.device)
+            self.queue.index_copy_(0, (self.place + steps) % len(self.queue), rows)
+            self.place.add_(len(rows)).remainder_(len(self.queue))
+        self.made = []
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class MoCoTask(PretextTask):
+    """A loss between queries, their keys, and negatives of the queue and of the batch.
+
+    Args:
+        info: what the data are.
+        temperature: T.
+        loss: 'ce' is InfoNCE; 'bce' asks each pair by itself; 'ip' is 1 minus the cosine of
+            the pair (plus that of negatives).
+        in_batch: other images' keys are negatives, too.
+        factor: multiplies the loss.
+    """
+
+    backbone = "moco"
+
+    def __init__(
+        self,
+        info: DataInfo,
+        temperature: float = 0.2,
+        loss: Literal["ce", "bce", "ip"] = "ce",
+        in_batch: bool = False,
+        factor: float = 1.0,
+    ):
+        super().__init__(info)
+        if temperature <= 0:
+            raise UserError(f"MoCoTask.temperature = {temperature}: expected a positive one")
+        self.temperature, self.in_batch, self.factor = temperature, in_batch, factor
+        self.compare = self.losses()[loss]
+
+    def losses(self) -> dict[str, Callable[..., Contrast]]:
+        """By name: (queries, keys, queue or None) -> `Contrast`."""
+        t, batch = self.temperature, self.in_batch
+        return {
+            "ce": lambda q, k, queue: contrastive.info_nce(
+                q, k, t, queue, batch, log_margin=self.log_margin(len(q), queue)
+            ),
+            "bce": lambda q, k, queue: contrastive.bce(q, k, t, queue, batch),
+            "ip": lambda q, k, queue: contrastive.inner_product(q, k, queue, batch),
+        }
+
+    def log_margin(self, batch: int, queue: Tensor | None) -> float:
+        """What negatives weigh, as a logarithm; 0 is once each."""
+        return 0.0
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss, summed over both directions where there are two; see `Contrast`."""
+        self.output(out, "query0")
+        queue = out.selfsup.get("queue")
+        pairs = [(f"query{a}", f"key{b}") for a, b in ((0, 1), (1, 0))
+                 if f"key{b}" in out.selfsup]  # fmt: skip
+        found = [self.compare(out.selfsup[q], out.selfsup[k], queue) for q, k in pairs]
+        first = found[0]
+        metrics = {"loss": self.factor * torch.stack([each.loss for each in found]).sum(),
+                   "accuracy": first.top1, "top5": first.top5, "positive": first.positive,
+                   "negative": first.negative,
+                   "spread": monitors.feature_std(out.selfsup["query0"])}  # fmt: skip
+        return {name: item for name, item in metrics.items() if item is not None}

@@ -1,0 +1,50 @@
+"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709): two views of an image find each other.
+
+Both views pass through the same encoder and projection, and each is to be nearer to the other
+than to all other views in the batch.
+"""
+
+import gin
+
+from selfstudy.losses import contrastive, monitors
+from selfstudy.models.views import TwoViews
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Output
+from util.errors import UserError
+
+
+@register("backbone", "simclr")
+class SimCLRModel(TwoViews):
+    """An encoder and a projection, used for both views."""
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class SimCLRTask(PretextTask):
+    """NT-Xent.
+
+    Args:
+        info: what the data are.
+        temperature: T.
+        same_view_negatives: each view has 2 B - 1 candidates, as published; otherwise only
+            those of the other view, B (the contrastive family's form).
+    """
+
+    backbone = "simclr"
+
+    def __init__(
+        self, info: DataInfo, temperature: float = 0.2, same_view_negatives: bool = True
+    ):
+        super().__init__(info)
+        if temperature <= 0:
+            raise UserError(f"SimCLRTask.temperature = {temperature}: expected a positive one")
+        self.temperature = temperature
+        self.loss = contrastive.nt_xent if same_view_negatives else contrastive.cross_view
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss (nats); how often a view finds its other one; cosines, and spread."""
+        z0, z1 = self.output(out, "query0"), self.output(out, "query1")
+        top1, top5 = monitors.retrieval(z0, z1)
+        return {"loss": self.loss(z0, z1, self.temperature), "accuracy": top1, "top5": top5,
+                **monitors.health(z0, z1)}  # fmt: skip

@@ -1,0 +1,125 @@
+"""What methods with two views of each image share: projections, predictions, a lagging copy."""
+
+import copy
+import math
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfstudy.models.heads import prediction, projection
+from selfstudy.models.resnet import ResnetModel
+from selfstudy.types import Batch, DataInfo, Features
+from util.errors import UserError
+
+
+@gin.configurable(denylist=["info", "run_selfsup"])
+class TwoViews(ResnetModel):
+    """An encoder with a projection and, where it has layers, a prediction.
+
+    Args:
+        info: what the data are.
+        run_selfsup: False when only the encoder is wanted.
+        unit_sphere: scale projections to length 1; None is the method's own way.
+
+    Attributes:
+        projection: MLP from the embedding to what the loss compares.
+        prediction: MLP that foretells a projection; the identity unless `prediction.layers`.
+    """
+
+    uses = ("init_resnet", "projection", "prediction", "TwoViews")
+    on_sphere = True  # the method's own way
+
+    def __init__(self, info: DataInfo, run_selfsup: bool, unit_sphere: bool | None = None):
+        super().__init__(info, run_selfsup)
+        self.unit_sphere = self.on_sphere if unit_sphere is None else unit_sphere
+        if run_selfsup:
+            self.projection = projection(self.out_feats)
+            self.prediction = prediction(self.projection.out_feats, self.projection.norm)
+
+    def placed(self, rows: Tensor) -> Tensor:
+        """[B, D] on the unit sphere, where the method wants that."""
+        return F.normalize(rows.float()) if self.unit_sphere else rows
+
+    def queries(self, feats: tuple[Features, ...]) -> list[Tensor]:
+        """Projected and predicted features [B, D] of each view."""
+        return [self.placed(self.prediction(self.projection(each.pooled))) for each in feats]
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """'query0' and 'query1': [B, D] of each view."""
+        check_views(batch)
+        return {f"query{index}": rows for index, rows in enumerate(self.queries(feats))}
+
+
+def check_views(batch: Batch) -> None:
+    """Refuse a batch without a second view.
+
+    Raises:
+        UserError: it has one view.
+    """
+    if len(batch.views) < 2:
+        raise UserError(
+            "this method compares two views of each image: set BaseDataset.double_sample = True"
+        )
+
+
+@gin.configurable(denylist=["info", "run_selfsup"])
+class Lagging(TwoViews):
+    """With a copy of encoder and projection that follows slowly and makes the keys.
+
+    The copy follows after each optimizer step (the family's code: before it, which is one
+    step later). Only parameters follow; batch norms of the copy keep statistics of their own.
+
+    Args:
+        info: what the data are.
+        run_selfsup: False when only the encoder is wanted.
+        momentum: how much of the copy stays at each step (MoCo, arXiv 1911.05722, eq. 2).
+        momentum_schedule: let it rise to 1 along a cosine (BYOL, arXiv 2006.07733).
+        both_as_queries: each view is compared with the other's key; otherwise only the first
+            is a query, and the second passes through the copy alone. None is the method's
+            own way.
+    """
+
+    uses = (*TwoViews.uses, "Lagging")
+    symmetric = False  # the method's own way
+
+    def __init__(
+        self,
+        info: DataInfo,
+        run_selfsup: bool,
+        momentum: float = 0.996,
+        momentum_schedule: bool = False,
+        both_as_queries: bool | None = None,
+    ):
+        super().__init__(info, run_selfsup)
+        if not 0 <= momentum <= 1:
+            raise UserError(f"Lagging.momentum = {momentum}: expected 0 to 1, such as 0.996")
+        self.momentum, self.momentum_schedule = momentum, momentum_schedule
+        self.both = self.symmetric if both_as_queries is None else both_as_queries
+        self.encoded_views = None if self.both else 1
+        if run_selfsup:
+            self.lagging = nn.ModuleList(
+                [copy.deepcopy(self.encoder), copy.deepcopy(self.projection)]
+            ).requires_grad_(False)
+
+    @torch.no_grad()
+    def keys(self, images: Tensor) -> Tensor:
+        """Projections [B, D] of images by the copy."""
+        encoder, project = self.lagging
+        return self.placed(project(encoder(images).pooled))
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """'query0' and 'key1'; with both views as queries 'query1' and 'key0' besides."""
+        found = super().selfsup(feats, batch)
+        wanted = (1, 0) if self.both else (1,)
+        return found | {f"key{index}": self.keys(batch.views[index]) for index in wanted}
+
+    def after_step(self, progress: float) -> None:
+        """Let the copy follow."""
+        momentum = self.momentum
+        if self.momentum_schedule:
+            momentum = 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
+        leader = [*self.encoder.parameters(), *self.projection.parameters()]
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.lagging.parameters()), leader, 1 - momentum)
