@@ -5,15 +5,17 @@ and kept as stored, while the next one is read in a thread. No augmented copy is
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import gin
 import numpy as np
 import torch
 from torch import Tensor
 
+from selfstudy import distributed
 from selfstudy.augment import Augmentation
 from selfstudy.datasets.base import BaseDataset, Store
 from selfstudy.types import Batch
@@ -35,7 +37,7 @@ def dataloader(
         dataset: the split.
         augmentation: bytes -> normalised views.
         device: where the minibatches are wanted.
-        batch_size: images in a minibatch.
+        batch_size: images in a minibatch, of all processes together.
         num_workers: threads that read a block; 0 means one. Unused where the file is mapped.
         shuffle: visit the rows in random order; None does so for training only.
     """
@@ -47,7 +49,8 @@ class Loader:
 
     All randomness derives from (seed, split, round), so that a resumed run sees the same
     minibatches. A training round visits one block and drops an incomplete last minibatch,
-    unless the block is smaller than one; the other splits are visited whole.
+    unless the block is smaller than one; the other splits are visited whole. Where several
+    processes train one model, each has its share of the rows of every training minibatch.
     """
 
     def __init__(
@@ -65,6 +68,14 @@ class Loader:
         ):
             if value < least:
                 raise UserError(f"dataloader.{name} = {value}: expected at least {least}")
+        processes = distributed.size()
+        if dataset.split == "train" and batch_size % processes:
+            raise UserError(
+                f"dataloader.batch_size = {batch_size}: {processes} processes cannot share it "
+                f"evenly; take {batch_size - batch_size % processes or processes}"
+            )
+        if processes > 1:
+            augmentation.draw = _shared(augmentation.draw)
         self.dataset = dataset
         self.augmentation = augmentation
         self.device = torch.device(device)
@@ -98,7 +109,9 @@ class Loader:
     def _used(self, rows: np.ndarray) -> int:
         """How many of a block's rows make up its minibatches."""
         whole = len(rows) - len(rows) % self.batch_size
-        return whole if self.training and whole else len(rows)
+        if self.training and whole:
+            return whole
+        return len(rows) - len(rows) % distributed.size()
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -124,7 +137,8 @@ class Loader:
             self._reader.ahead(ahead)
             order = self._order(len(rows), generator)[: self._used(rows)]
             for chosen in order.split(self.batch_size):
-                yield self._batch(block, chosen, generator)
+                mine = chosen[distributed.share(len(chosen))]
+                yield self._batch(block, mine, generator)
 
     def _order(self, count: int, generator: torch.Generator) -> Tensor:
         if self.shuffle:
@@ -136,6 +150,16 @@ class Loader:
         images = columns.pop("images")
         views, targets = self.augmentation(images, columns, generator, self.views)
         return Batch(views, targets, idxs)
+
+
+def _shared(draw: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """`Augmentation.draw` of this process's images, out of what is drawn for all."""
+
+    def drawn(n: int, *rest: Any) -> dict[str, Tensor]:
+        params = draw(n * distributed.size(), *rest)
+        return {name: item[distributed.share(len(item))] for name, item in params.items()}
+
+    return drawn
 
 
 class _Block:

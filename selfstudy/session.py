@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import gin
 import torch
 
-from selfstudy import optim, registry, snapshot
+from selfstudy import distributed, optim, registry, snapshot
 from selfstudy.augment import augment
 from selfstudy.loader import Loader, dataloader
 from selfstudy.registry import Names, register
@@ -32,6 +32,10 @@ def derived_seed(*parts: Any) -> int:
 class Session:
     """Trains a model on a task; knows nothing of Ray, command lines or folders.
 
+    Where several processes have a session each (`parallel.Crew`), they train one model: each
+    takes its share of every minibatch, and whole minibatches in turn where nothing is learnt.
+    Results do not depend on their number, up to rounding, unless `batch_norm` is 'local'.
+
     Args:
         device: where everything runs.
         model, dataset, task: registered names.
@@ -43,6 +47,8 @@ class Session:
         precision: 'auto' is float32 on a CPU, and on CUDA bfloat16 where it is supported,
             else float16.
         compile: use torch.compile on the model.
+        batch_norm: of several processes: 'sync' normalises over the minibatches of all,
+            'local' over each process's own, and evaluates with the statistics of the first.
         restore_session: "EXP/name" of a snapshot to continue in full: weights, optimizer,
             schedule and counters.
         seed: of everything random.
@@ -66,6 +72,7 @@ class Session:
         test_every: int = 0,
         precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         compile: bool = False,
+        batch_norm: Literal["sync", "local"] = "sync",
         restore_session: str | None = None,
         seed: int = 0,
     ):
@@ -85,6 +92,8 @@ class Session:
         # Weights are drawn on the CPU, the same for every device; 'meta' has none to draw.
         with self.device if self.device.type == "meta" else contextlib.nullcontext():
             self.model = registry.get("model", model)(info)
+        if batch_norm == "sync":
+            distributed.synchronise(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.model) if compile else self.model
         if not any(item.requires_grad for item in self.model.parameters()):
@@ -214,29 +223,45 @@ class Session:
                 loss, metrics = self.task.evaluate(batch, out)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
+            self._average_gradients()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.steps += 1
             self.model.after_step(min(1.0, progress / self.rounds))
             self.log["train"].update(metrics, len(batch.idxs))
-            images += len(batch.idxs) * len(batch.views)
+            images += len(batch.idxs) * len(batch.views) * distributed.size()
             report("train", step + 1, count)
+        self._agree()
         return images
+
+    def _average_gradients(self) -> None:
+        """Before they are unscaled, so that all processes find the same ones infinite."""
+        params = (item for group in self.optimizer.param_groups for item in group["params"])
+        distributed.mean_(item.grad for item in params if item.grad is not None)
+
+    def _agree(self) -> None:
+        """Leave all processes with the same state, which is the one that is saved."""
+        distributed.follow_(self.model.buffers())
+        if self.log["train"].values is not None:
+            distributed.mean_([self.log["train"].values])
 
     @torch.inference_mode()
     def _evaluate(self, split: str, report: Report) -> meters.WeightedMean:
         loader, mean = self.loaders[split], meters.WeightedMean()
         loader.set_round(self.seed, 0)  # the same draws in every round, so that rounds compare
         generator = self._generator(split, 0)
-        count = len(loader) if self.iters[split] < 0 else self.iters[split]
         self.model.eval()
-        for step, batch in enumerate(loader.batches(self.iters[split])):
-            batch = self.task.prepare(batch, generator)
-            with self._autocast():
-                _, metrics = self.task.evaluate(batch, self.forward(batch))
-            mean.update(metrics, len(batch.idxs))
-            report(split, step + 1, count)
-        return mean
+        rank, size = distributed.rank(), distributed.size()
+        with distributed.alone():
+            count = len(loader) if self.iters[split] < 0 else self.iters[split]
+            for step, batch in enumerate(loader.batches(self.iters[split])):
+                batch = self.task.prepare(batch, generator)
+                if step % size == rank:  # others are drawn all the same, to draw alike
+                    with self._autocast():
+                        _, metrics = self.task.evaluate(batch, self.forward(batch))
+                    mean.update(metrics, len(batch.idxs))
+                report(split, step + 1, count)
+        return _merged(mean, self.device)
 
     def _generator(self, split: str, number: int | None = None) -> torch.Generator:
         number = self.rounds_done if number is None else number
@@ -288,6 +313,20 @@ class Session:
         self.load_state_dict(state)
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
+
+
+def _merged(mean: meters.WeightedMean, device: torch.device) -> meters.WeightedMean:
+    """The mean over what all processes have seen."""
+    if distributed.size() == 1:
+        return mean
+    whole, sums = meters.WeightedMean(), None if mean.sums is None else mean.sums.cpu()
+    for names, other, count in distributed.gather_values((mean.names, sums, mean.count)):
+        if other is not None:
+            whole.names, whole.count = names, whole.count + count
+            whole.sums = other if whole.sums is None else whole.sums + other
+    if whole.sums is not None:
+        whole.sums = whole.sums.to(device)
+    return whole
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -18,6 +18,7 @@ import torch
 import paths
 import util.files as files
 from selfstudy import configure, devices, registry, snapshot
+from selfstudy.parallel import Crew
 from selfstudy.registry import Names
 from selfstudy.session import Report
 from util import checkpoints, environment, hparams
@@ -29,11 +30,14 @@ POLL = 0.5  # seconds between two looks at whether to stop
 
 
 @gin.configurable("trial")
-def job(job: Annotated[str, Names("job")] = "session") -> type:
+def job(job: Annotated[str, Names("job")] = "session", processes: int = 1) -> type:
     """What a trial runs.
 
     Args:
         job: 'session' trains; 'simulation' is a formula that needs no data.
+        processes: how many train together, each on a GPU of its own or with its part of the
+            CPUs. `resources_per_trial` is what they have together, and
+            `dataloader.batch_size` the minibatch that they share.
     """
     return registry.get("job", job)
 
@@ -106,7 +110,16 @@ class Trial:
         self.folder.mkdir(parents=True, exist_ok=True)
         registry.discover()
         configure.load(spec, overrides)
-        self.session = job()(torch.device(device) if device else devices.best())
+        self.crew = Crew(configure.value("trial", "processes"), device)
+        try:
+            self._build(spec)
+        except BaseException:
+            self.crew.close()
+            raise
+
+    def _build(self, spec: configure.Spec) -> None:
+        self.crew.build(spec, self.overrides)
+        self.session = job()(self.crew.device)
         self.config = configure.operative_text()
         self.values = configure.operative()
         self.mirror = self._reach_mirror()
@@ -130,7 +143,7 @@ class Trial:
         if rows and rows[-1].get("done"):
             self.result = rows[-1]  # it has ended, whatever it has saved
         elif found:
-            self.session.load_state_dict(found.state())
+            self.crew.load(self.session, found.state())
             self._go_on_from(found.card["result"], rows)
         else:
             (self.folder / paths.RESULT).unlink(missing_ok=True)
@@ -157,7 +170,7 @@ class Trial:
         donor = checkpoints.short_name(found.folder)
         if self.result.get("exploited") == donor:
             return
-        self.session.adopt(found.state())
+        self.crew.adopt(self.session, found.state())
         ended = {"exploited": donor, "done": self.session.finished}
         last = found.card["result"] | ended
         self.save(last)  # first, so that a kill leaves the old lines with the old checkpoints
@@ -179,10 +192,20 @@ class Trial:
         """
         if self.done:
             return self.result
+        try:
+            return self._step(report)
+        except BaseException:
+            self.crew.close()
+            raise
+
+    def _step(self, report: Report) -> dict[str, Any]:
         start = time.monotonic()
         try:
-            result: dict[str, Any] = self.session.round(self._watched(report))
+            if self.stopping():  # within a round it would leave the other processes behind
+                raise Interrupted
+            result: dict[str, Any] = self.crew.round(self.session, self._watched(report))
         except Interrupted:
+            self.crew.close()
             self._save_last_or_tell(self.result)
             return self.result | {"interrupted": True}
         self.seconds += time.monotonic() - start
@@ -345,6 +368,7 @@ class Trial:
         if self._closed:
             return
         self._closed = True
+        self.crew.close()
         if self.done:
             hparams.end(self.events, bool(self.result.get("diverged")))
         self.events.close()

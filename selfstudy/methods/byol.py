@@ -7,6 +7,7 @@ norm in the MLPs keeps it from collapsing (and so do other means, arXiv 2010.102
 import gin
 import torch
 
+from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
 from selfstudy.models.views import Lagging
 from selfstudy.registry import register
@@ -42,4 +43,5 @@ class BYOLTask(PretextTask):
         if "key0" in out.selfsup:
             pairs.append((out.selfsup["query1"], out.selfsup["key0"]))
         losses = [redundancy.byol(query, key) for query, key in pairs]
-        return {"loss": torch.stack(losses).sum(), **monitors.health(*first)}
+        whole = map(distributed.gather_plain, first)
+        return {"loss": torch.stack(losses).sum(), **monitors.health(*whole)}

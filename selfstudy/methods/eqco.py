@@ -38,6 +38,6 @@ class EqCoTask(MoCoTask):
         self.alpha = alpha
 
     def log_margin(self, batch: int, queue: Tensor | None) -> float:
-        """log(alpha / K), K the negatives of the queue and of the batch."""
+        """log(alpha / K), K the negatives of the queue and of the batch of all processes."""
         count = (0 if queue is None else len(queue)) + (batch - 1 if self.in_batch else 0)
         return math.log(self.alpha / max(count, 1))

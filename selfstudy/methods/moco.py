@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.losses.contrastive import Contrast
 from selfstudy.models.views import Lagging
@@ -56,6 +57,7 @@ class MoCoModel(Lagging):
         """Let the copy follow, and the queue take the keys in, the oldest making room."""
         super().after_step(progress)
         for rows in self.made if len(self.queue) else ():
+            rows = distributed.gather_plain(rows)  # all processes keep the same queue
             rows = rows[-len(self.queue) :].to(self.queue.dtype)
             steps = torch.arange(len(rows), device=rows.device)
             self.queue.index_copy_(0, (self.place + steps) % len(self.queue), rows)
@@ -94,14 +96,18 @@ class MoCoTask(PretextTask):
         self.compare = self.losses()[loss]
 
     def losses(self) -> dict[str, Callable[..., Contrast]]:
-        """By name: (queries, keys, queue or None) -> `Contrast`."""
+        """By name: (queries, keys, queue or None, keys of all, offset) -> `Contrast`."""
         t, batch = self.temperature, self.in_batch
         return {
-            "ce": lambda q, k, queue: contrastive.info_nce(
-                q, k, t, queue, batch, log_margin=self.log_margin(len(q), queue)
+            "ce": lambda q, k, queue, *all_keys: contrastive.info_nce(
+                q, k, t, queue, batch, *all_keys, self.log_margin(len(all_keys[0]), queue)
             ),
-            "bce": lambda q, k, queue: contrastive.bce(q, k, t, queue, batch),
-            "ip": lambda q, k, queue: contrastive.inner_product(q, k, queue, batch),
+            "bce": lambda q, k, queue, *all_keys: contrastive.bce(
+                q, k, t, queue, batch, *all_keys
+            ),
+            "ip": lambda q, k, queue, *all_keys: contrastive.inner_product(
+                q, k, queue, batch, *all_keys
+            ),
         }
 
     def log_margin(self, batch: int, queue: Tensor | None) -> float:
@@ -114,10 +120,14 @@ class MoCoTask(PretextTask):
         queue = out.selfsup.get("queue")
         pairs = [(f"query{a}", f"key{b}") for a, b in ((0, 1), (1, 0))
                  if f"key{b}" in out.selfsup]  # fmt: skip
-        found = [self.compare(out.selfsup[q], out.selfsup[k], queue) for q, k in pairs]
-        first = found[0]
+        found = [self._compared(out.selfsup[q], out.selfsup[k], queue) for q, k in pairs]
+        first, queries = found[0], distributed.gather_plain(out.selfsup["query0"])
         metrics = {"loss": self.factor * torch.stack([each.loss for each in found]).sum(),
                    "accuracy": first.top1, "top5": first.top5, "positive": first.positive,
                    "negative": first.negative,
-                   "spread": monitors.feature_std(out.selfsup["query0"])}  # fmt: skip
+                   "spread": monitors.feature_std(queries)}  # fmt: skip
         return {name: item for name, item in metrics.items() if item is not None}
+
+    def _compared(self, queries: Tensor, keys: Tensor, queue: Tensor | None) -> Contrast:
+        whole = distributed.gather(keys) if self.in_batch else keys
+        return self.compare(queries, keys, queue, whole, distributed.offset(keys))

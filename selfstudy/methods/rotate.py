@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy import distributed
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import register
 from selfstudy.tasks.base import IGNORED, Metrics, PretextTask
@@ -54,7 +55,9 @@ class RotateTask(PretextTask):
         """Turn each image by an angle of its own, and its targets with it."""
         images = batch.views[0]
         count, _, height, width = images.shape
-        params = self.turn.draw(count, height, width, generator, images.device)
+        params = distributed.drawn(
+            lambda n: self.turn.draw(n, height, width, generator, images.device), count
+        )
         targets = {name: self.turn.move(item, params) for name, item in batch.targets.items()}
         targets["angle"] = params[:, 0].long()
         if "pose" in targets:

@@ -6,6 +6,7 @@ than to all other views in the batch.
 
 import gin
 
+from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.models.views import TwoViews
 from selfstudy.registry import register
@@ -45,6 +46,8 @@ class SimCLRTask(PretextTask):
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss (nats); how often a view finds its other one; cosines, and spread."""
         z0, z1 = self.output(out, "query0"), self.output(out, "query1")
-        top1, top5 = monitors.retrieval(z0, z1)
-        return {"loss": self.loss(z0, z1, self.temperature), "accuracy": top1, "top5": top5,
-                **monitors.health(z0, z1)}  # fmt: skip
+        all0, all1 = distributed.gather(z0), distributed.gather(z1)
+        offset = distributed.offset(z0)
+        loss = self.loss(z0, z1, self.temperature, all0, all1, offset)
+        top1, top5 = monitors.retrieval(z0, z1, all1, offset)
+        return {"loss": loss, "accuracy": top1, "top5": top5, **monitors.health(all0, all1)}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy import distributed
 from selfstudy.models.heads import prediction, projection
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.types import Batch, DataInfo, Features
@@ -79,10 +80,14 @@ class Lagging(TwoViews):
         both_as_queries: each view is compared with the other's key; otherwise only the first
             is a query, and the second passes through the copy alone. None is the method's
             own way.
+        shuffle_batch_norm: where several processes train, each makes keys of other images
+            than its queries are of, so that batch norm cannot tell which belong together
+            (MoCo, section 3.3). For `session.batch_norm = 'local'`; changes nothing else.
     """
 
     uses = (*TwoViews.uses, "Lagging")
     symmetric = False  # the method's own way
+    followed: tuple[str, ...] = ("encoder", "projection")  # what `lagging` copies, in order
 
     def __init__(
         self,
@@ -91,23 +96,33 @@ class Lagging(TwoViews):
         momentum: float = 0.996,
         momentum_schedule: bool = False,
         both_as_queries: bool | None = None,
+        shuffle_batch_norm: bool = False,
     ):
         super().__init__(info, run_selfsup)
         if not 0 <= momentum <= 1:
             raise UserError(f"Lagging.momentum = {momentum}: expected 0 to 1, such as 0.996")
         self.momentum, self.momentum_schedule = momentum, momentum_schedule
+        self.shuffle_batch_norm = shuffle_batch_norm
         self.both = self.symmetric if both_as_queries is None else both_as_queries
         self.encoded_views = None if self.both else 1
         if run_selfsup:
-            self.lagging = nn.ModuleList(
-                [copy.deepcopy(self.encoder), copy.deepcopy(self.projection)]
-            ).requires_grad_(False)
+            self.lagging = self.copied()
+
+    def leaders(self) -> list[nn.Module]:
+        """The modules of `followed`."""
+        return [getattr(self, name) for name in self.followed]
+
+    def copied(self) -> nn.ModuleList:
+        """Copies of the leaders as they are now, without gradients."""
+        copies = [copy.deepcopy(module) for module in self.leaders()]
+        return nn.ModuleList(copies).requires_grad_(False)
 
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
         """Projections [B, D] of images by the copy."""
-        encoder, project = self.lagging
-        return self.placed(project(encoder(images).pooled))
+        encoder, project = self.lagging[:2]
+        mix = distributed.exchange if self.shuffle_batch_norm else lambda rows: rows
+        return mix(self.placed(project(encoder(mix(images)).pooled)))
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """'query0' and 'key1'; with both views as queries 'query1' and 'key0' besides."""
@@ -120,6 +135,47 @@ class Lagging(TwoViews):
         momentum = self.momentum
         if self.momentum_schedule:
             momentum = 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
-        leader = [*self.encoder.parameters(), *self.projection.parameters()]
+        leader = [item for module in self.leaders() for item in module.parameters()]
         with torch.no_grad():
             torch._foreach_lerp_(list(self.lagging.parameters()), leader, 1 - momentum)
+
+
+class Clock(nn.Module):
+    """Tells what a method does only from some share of the run on.
+
+    By flags on the host, since a number on the device would have to be waited for, and one on
+    the host that changes at each step would be compiled anew each time. The buffer is for
+    snapshots; it is read when one is loaded.
+
+    Args:
+        shares: name -> share of the run, 0 to 1, from which on it is due; 0 is from the start.
+
+    Attributes:
+        due: name -> whether it is due.
+
+    Raises:
+        UserError: a share is below 0 or above 1.
+    """
+
+    def __init__(self, shares: dict[str, float]):
+        super().__init__()
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise UserError(f"{name} = {share}: expected a share of the run, from 0 to 1")
+        self.shares = shares
+        self.due = {name: share == 0 for name, share in shares.items()}
+        self.register_buffer("flags", torch.tensor(list(self.due.values())))
+        self.register_load_state_dict_post_hook(_settle)
+
+    def after_step(self, progress: float) -> None:
+        """Told after each optimizer step; progress in [0, 1]."""
+        due = {name: progress >= share for name, share in self.shares.items()}
+        if due != self.due:
+            self.due = due
+            self.flags.copy_(torch.tensor(list(due.values())))
+
+
+def _settle(clock: Clock, _) -> None:
+    """Set the host's flags to those that were loaded."""
+    if not clock.flags.is_meta:
+        clock.due = dict(zip(clock.shares, clock.flags.tolist(), strict=True))

@@ -1,0 +1,158 @@
+"""AMDIM (Bachman, Hjelm, Buchwalter, NeurIPS 2019, arXiv 1906.00910).
+
+What a view looks like as a whole tells the places of the other view, at two scales, from those
+of all other images; and a place tells the places. 'amdim' takes the encoder of the other
+methods (selfstudy, arXiv 2003.14323; ResNet-9 on CIFAR-10: 400 rounds, batches of 384),
+'amdim_ref' the one of the paper.
+"""
+
+import copy
+import dataclasses
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfstudy.losses import monitors
+from selfstudy.losses.banks import amdim_nce
+from selfstudy.models.amdim_ref import AmdimEncoder
+from selfstudy.models.resnet import Backbone, ResnetModel
+from selfstudy.models.views import check_views
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Features, Output
+from util.errors import UserError
+
+COARSE, FINE = 5, 7  # cells on a side of the two maps
+
+
+def map_channels(encoder: nn.Module, info: DataInfo) -> dict[str, int]:
+    """Stage -> channels of its map, from a twin without memory."""
+    twin = copy.deepcopy(encoder).to("meta")
+    images = torch.zeros(2, info.channels, info.input_res, info.input_res, device="meta")
+    with torch.no_grad():
+        return {name: item.shape[1] for name, item in twin(images).layers.items()}
+
+
+@register("backbone", "amdim")
+class AMDIMModel(ResnetModel):
+    """An encoder, and a linear layer at each cell of its last two stages.
+
+    These bring the cells to the D of the embedding, so that they can be compared.
+    """
+
+    stages = (-1, -2)  # of the encoder: where the coarse and the fine map come from
+
+    def __init__(self, info: DataInfo, run_selfsup: bool):
+        super().__init__(info, run_selfsup)
+        self._make_heads(info)
+
+    def _make_heads(self, info: DataInfo) -> None:
+        if not self.run_selfsup:
+            return
+        channels = map_channels(self.encoder, info)
+        names = list(channels)
+        if len(names) < -min(self.stages):
+            raise UserError(
+                f"AMDIM compares maps of two stages and this encoder gives {names}: see "
+                "ResNet.feat_layer and init_resnet.choice"
+            )
+        self.names = [names[stage] for stage in self.stages]
+        self.coarse, self.fine = (
+            nn.Conv2d(channels[name], self.out_feats, 1) for name in self.names
+        )
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """Of each view 0, 1: 'global' [B, D], 'coarse' [B, D, 25], 'fine' [B, D, 49]."""
+        check_views(batch)
+        found = {}
+        for view, each in enumerate(feats):
+            found[f"global{view}"] = each.pooled
+            for name, layer, side in zip(
+                ("coarse", "fine"), (self.coarse, self.fine), (COARSE, FINE), strict=True
+            ):
+                stage = each.layers[self.names[name == "fine"]]
+                # Averaging commutes with a linear layer (published: the layer first), and
+                # leaves it fewer cells.
+                cells = layer(F.adaptive_avg_pool2d(stage, side))
+                found[f"{name}{view}"] = cells.flatten(2)
+        return found
+
+
+@register("backbone", "amdim_ref")
+class AMDIMRefModel(AMDIMModel):
+    """The same with the encoder of the paper, whose maps have these sizes by themselves."""
+
+    uses = ("AmdimEncoder",)
+    stages = (-2, -3)  # the last one is the embedding
+
+    def __init__(self, info: DataInfo, run_selfsup: bool):
+        Backbone.__init__(self, info, run_selfsup)
+        self.encoder = AmdimEncoder(info.channels)
+        self.out_feats = self.encoder.out_feats
+        self.dense_feats = self.encoder.dense_feats
+        self._make_heads(info)
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class AMDIMTask(PretextTask):
+    """Three NCE losses, each in both directions: global to coarse, to fine, coarse to coarse.
+
+    Args:
+        info: what the data are.
+        tclip: scores s are clipped softly to tclip * tanh(s / tclip).
+    """
+
+    backbone = "amdim"
+
+    def __init__(self, info: DataInfo, tclip: float = 30.0):
+        super().__init__(info)
+        if tclip <= 0:
+            raise UserError(f"AMDIMTask.tclip = {tclip}: expected a positive bound, such as 30")
+        self.tclip = tclip
+
+    def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """Choose the cell of each view that tells the other's cells, 'cell0' and 'cell1' [B].
+
+        Here, where evaluation draws the same in every round.
+        """
+        idxs = batch.idxs
+        cells = {
+            f"cell{view}": torch.randint(
+                COARSE**2, idxs.shape, generator=generator, device=idxs.device
+            )
+            for view in (0, 1)
+        }
+        return dataclasses.replace(batch, targets=batch.targets | cells)
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss and its parts, how often a view finds its other one, and health.
+
+        'nce' (nats) is the mean over both directions of the sum of the three losses, 'penalty'
+        half of the sum of all six penalties of large scores.
+        """
+        first = self.output(out, "global0")
+        parts = [self._one_way(batch, out, view) for view in (0, 1)]
+        nce, penalty = torch.stack(parts).mean(0)
+        second = out.selfsup["global1"]
+        top1, top5 = monitors.retrieval(first, second)
+        return {"loss": nce + penalty, "accuracy": top1, "top5": top5, "nce": nce,
+                "penalty": penalty, **monitors.health(first, second)}  # fmt: skip
+
+    def _one_way(self, batch: Batch, out: Output, view: int) -> Tensor:
+        """The sums [2] of losses and of penalties of what a view tells of the other."""
+        whole, cells = out.selfsup[f"global{view}"], out.selfsup[f"coarse{view}"]
+        chosen = batch.targets[f"cell{view}"][:, None, None].expand(-1, cells.shape[1], 1)
+        other = 1 - view
+        if len(whole) < 2 and not torch.is_grad_enabled():
+            return whole.new_zeros(2)  # the last image of a split, alone in its minibatch
+        pairs = [
+            amdim_nce(whole, out.selfsup[f"coarse{other}"], self.tclip),
+            amdim_nce(whole, out.selfsup[f"fine{other}"], self.tclip),
+            amdim_nce(
+                cells.gather(2, chosen)[:, :, 0], out.selfsup[f"coarse{other}"], self.tclip
+            ),
+        ]
+        return torch.stack([torch.stack(pair) for pair in pairs]).sum(0)

@@ -1,0 +1,48 @@
+"""Barlow Twins (Zbontar et al., ICML 2021, arXiv 2103.03230): dimensions do not correlate.
+
+The correlation between the dimensions of one view and those of the other, over the batch, is
+to be the identity. Published: ResNet-50 on ImageNet, 1,000 epochs, 73.2 % linear accuracy.
+"""
+
+import gin
+
+from selfstudy import distributed
+from selfstudy.losses import monitors, redundancy
+from selfstudy.models.views import TwoViews
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Output
+from util.errors import UserError
+
+
+@register("backbone", "barlow")
+class BarlowModel(TwoViews):
+    """An encoder and a wide projection, which is not scaled to the unit sphere."""
+
+    on_sphere = False
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class BarlowTask(PretextTask):
+    """Squared differences of the correlations from the identity.
+
+    Args:
+        info: what the data are.
+        off_diagonal: weight of the correlations between different dimensions, lambda.
+    """
+
+    backbone = "barlow"
+
+    def __init__(self, info: DataInfo, off_diagonal: float = 5e-3):
+        super().__init__(info)
+        if off_diagonal < 0:
+            raise UserError(f"BarlowTask.off_diagonal = {off_diagonal}: expected 0 or more")
+        self.off_diagonal = off_diagonal
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss (no unit), and the numbers of `monitors.health`."""
+        z0, z1 = self.output(out, "query0"), self.output(out, "query1")
+        whole = distributed.gather(z0), distributed.gather(z1)
+        loss = redundancy.barlow_twins(z0, z1, self.off_diagonal, *whole)
+        return {"loss": loss, **monitors.health(*whole)}

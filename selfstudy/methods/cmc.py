@@ -1,0 +1,192 @@
+"""CMC (Tian, Krishnan, Isola, ECCV 2020, arXiv 1906.05849): lightness and colour match.
+
+One network sees the L of an image and another its a and b. Each one's feature is to be nearer
+to what the other made of the same image in the last round than to what it made of others: two
+memory banks keep that. Published (selfstudy, arXiv 2003.14323) with ResNet-9 on CIFAR-10: 400
+rounds, batches of 512.
+"""
+
+import math
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfstudy.losses import monitors
+from selfstudy.losses.banks import bank_nce
+from selfstudy.losses.contrastive import info_nce
+from selfstudy.models.resnet import Backbone, init_resnet
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Features, Output
+from util.errors import UserError
+
+
+class LabEncoder(nn.Module):
+    """Two networks, for L and for a and b, whose features are put side by side.
+
+    Attributes:
+        parts: D of the first network's embedding, and of the second's.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.l, self.ab = init_resnet(1), init_resnet(2)
+        self.parts = (self.l.out_feats, self.ab.out_feats)
+        self.out_feats = sum(self.parts)
+        self.dense_feats = self.l.dense_feats + self.ab.dense_feats
+
+    def forward(self, images: Tensor) -> Features:
+        """Features of LAB images [B, 3, H, W]."""
+        first, second = self.l(images[:, :1]), self.ab(images[:, 1:])
+        return Features(
+            torch.cat((first.pooled, second.pooled), 1),
+            torch.cat((first.dense, second.dense), 1),
+            {name: torch.cat((item, second.layers[name]), 1)
+             for name, item in first.layers.items()},
+        )  # fmt: skip
+
+
+@register("backbone", "cmc")
+@gin.configurable(denylist=["info", "run_selfsup"])
+class CMCModel(Backbone):
+    """Two networks (of half the width by `ResNet.is_half`), and a bank of the features of each.
+
+    A row of a bank is that of the image in the data file, so the banks have room for all
+    training rows. Both are in the snapshot and on the device: 8 * dataset_size * D bytes.
+
+    Args:
+        info: what the data are.
+        run_selfsup: False when only the encoder is wanted.
+        dataset_size: rows of a bank; None is the number of training rows.
+        nce_k: K, negatives drawn from the bank for each image.
+        nce_t: T.
+        nce_m: how much of a bank's row stays when its image was seen.
+        exclude_positive: an image is never among its own negatives; as published it may be.
+
+    Raises:
+        UserError: the images are not LAB, or a number makes no sense.
+    """
+
+    uses = ("init_resnet",)
+    encoded_views = 1
+
+    def __init__(
+        self,
+        info: DataInfo,
+        run_selfsup: bool,
+        dataset_size: int | None = None,
+        nce_k: int = 4096,
+        nce_t: float = 0.1,
+        nce_m: float = 0.4,
+        exclude_positive: bool = True,
+    ):
+        super().__init__(info, run_selfsup)
+        if info.space != "lab":
+            raise UserError(
+                f"CMC compares L with a and b and the images are {info.space}: set "
+                "CIFARDataset.to_lab or SynDataset.use_lab = True, or take such a data set"
+            )
+        _check(dataset_size, nce_k, nce_t, nce_m)
+        self.nce_k, self.nce_t, self.nce_m = nce_k, nce_t, nce_m
+        self.exclude_positive = exclude_positive
+        self.encoder = LabEncoder()
+        self.out_feats, self.dense_feats = self.encoder.out_feats, self.encoder.dense_feats
+        self.made: tuple[Tensor, ...] | None = None  # rows and features of this step
+        self.fits = False  # whether the rows were seen to fit the banks
+        if run_selfsup:
+            size = max(2, info.rows.get("train", 0)) if dataset_size is None else dataset_size
+            for name, feats in zip(("l", "ab"), self.encoder.parts, strict=True):
+                most = 1 / math.sqrt(feats / 3)  # rows begin with a length of about 1
+                rows = torch.empty(size, feats).uniform_(-most, most)
+                self.register_buffer(f"bank_{name}", rows)
+
+    def encode(self, images: Tensor) -> Features:
+        """Features of [B, 3, H, W] LAB images, L's before those of a and b."""
+        return self.encoder(images)
+
+    def negatives(self, rows: Tensor) -> Tensor:
+        """[B, K] rows of the banks, drawn alike and with replacement."""
+        count = len(self.bank_l) - self.exclude_positive
+        drawn = torch.randint(count, (len(rows), self.nce_k), device=rows.device)
+        return drawn + (drawn >= rows[:, None]) if self.exclude_positive else drawn
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """The unit features 'l' and 'ab' [B, D], and the 'loss' (nats), both ways summed.
+
+        In training each feature finds the other one's bank row of its image among K others.
+        Validation and test images have no rows: there, without a draw, it finds the other
+        feature itself among all rows, weighed as if there were K of them.
+        """
+        split = feats[0].pooled.float().split(self.encoder.parts, 1)
+        light, colour = (F.normalize(part) for part in split)
+        pairs = (light, colour, self.bank_ab), (colour, light, self.bank_l)
+        if self.training:
+            self._check_fits(batch.idxs)
+            self.made = batch.idxs, light.detach(), colour.detach()
+            drawn = self.negatives(batch.idxs)
+            ways = [bank_nce(own, bank, batch.idxs, drawn, self.nce_t)
+                    for own, _, bank in pairs]  # fmt: skip
+        else:
+            margin = math.log(self.nce_k / len(self.bank_l))
+            found = [info_nce(own, other, self.nce_t, bank, log_margin=margin)
+                     for own, other, bank in pairs]  # fmt: skip
+            ways = [each.loss for each in found]
+        return {"l": light, "ab": colour, "loss": ways[0] + ways[1]}
+
+    def _check_fits(self, idxs: Tensor) -> None:
+        """Look once, at the first step: later on a device would have to be waited for."""
+        if self.fits or idxs.device.type == "meta":
+            return
+        self.fits, last = True, int(idxs.max())
+        if last >= len(self.bank_l):
+            raise UserError(
+                f"CMCModel.dataset_size: the banks have {len(self.bank_l)} rows and an image "
+                f"is row {last} of the data file; set it to the number of training images "
+                "there are without BaseDataset.semisupervised"
+            )
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the banks' rows of the images of this step towards their features."""
+        if self.made is None:
+            return
+        idxs, *parts = self.made
+        for bank, new in zip((self.bank_l, self.bank_ab), parts, strict=True):
+            mixed = self.nce_m * bank[idxs] + (1 - self.nce_m) * new
+            bank.index_copy_(0, idxs, F.normalize(mixed))
+        self.made = None
+
+
+def _check(size: int | None, nce_k: int, nce_t: float, nce_m: float) -> None:
+    for name, value, fits, expected in (
+        ("dataset_size", size, size is None or size > 1, "the number of training images"),
+        ("nce_k", nce_k, nce_k > 0, "1 or more, such as 4096"),
+        ("nce_t", nce_t, nce_t > 0, "a positive temperature, such as 0.1"),
+        ("nce_m", nce_m, 0 <= nce_m < 1, "0 up to below 1, such as 0.4"),
+    ):
+        if not fits:
+            raise UserError(f"CMCModel.{name} = {value}: expected {expected}")
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class CMCTask(PretextTask):
+    """What `CMCModel` makes of its banks; they belong to the model, and so do K and T.
+
+    Args:
+        info: what the data are.
+    """
+
+    backbone = "cmc"
+
+    def __init__(self, info: DataInfo):
+        super().__init__(info)
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss; how often L finds its a and b in the batch; cosines, and spread."""
+        loss, light, colour = (self.output(out, name) for name in ("loss", "l", "ab"))
+        top1, top5 = monitors.retrieval(light, colour)
+        return {"loss": loss, "accuracy": top1, "top5": top5,
+                **monitors.health(light, colour)}  # fmt: skip

@@ -1,0 +1,174 @@
+"""DINO (Caron et al., ICCV 2021, arXiv 2104.14294): foretell the lagging copy's distribution.
+
+Student and lagging teacher spread each image over many outputs by a softmax. The teacher's is
+centred, against one output taking all, and sharpened, against all being alike, and the student
+is to give the same for the other view. Two views; the paper's further small crops are left
+out. Published: ViT-S/16 on ImageNet, 300 epochs without small crops, 72.5 % linear accuracy.
+"""
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfstudy import distributed
+from selfstudy.losses import clusters, monitors
+from selfstudy.models.views import Clock, Lagging
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Features, Output
+from util.errors import UserError
+
+
+class Prototypes(nn.Linear):
+    """Products with unit vectors: a weight-normalised layer whose gains stay at 1."""
+
+    def __init__(self, feats: int, outputs: int):
+        super().__init__(feats, outputs, bias=False)
+
+    def forward(self, rows: Tensor, frozen: bool = False) -> Tensor:
+        """[B, D] to [B, K]; without a gradient for the vectors when they are frozen."""
+        weight = self.weight.detach() if frozen else self.weight
+        return F.linear(rows, F.normalize(weight))
+
+
+@register("backbone", "dino")
+@gin.configurable(denylist=["info", "run_selfsup"])
+class DINOModel(Lagging):
+    """Student and teacher: encoder, projection with GELU to the unit sphere, last layer.
+
+    Args:
+        info: what the data are.
+        run_selfsup: False when only the encoder is wanted.
+        outputs: K.
+        frozen: for this share of the run the last layer stays as it was drawn (published: one
+            epoch of 100).
+        temperature: of the teacher, after its warm-up.
+        first_temperature: of the teacher, at the start.
+        warmup: share of the run in which it changes linearly from one to the other.
+        centre_momentum: how much of the centre stays at each step.
+    """
+
+    uses = (*Lagging.uses, "DINOModel")
+    symmetric = True
+
+    def __init__(
+        self,
+        info: DataInfo,
+        run_selfsup: bool,
+        outputs: int = 65536,
+        frozen: float = 0.01,
+        temperature: float = 0.04,
+        first_temperature: float = 0.04,
+        warmup: float = 0.3,
+        centre_momentum: float = 0.9,
+    ):
+        super().__init__(info, run_selfsup)
+        _check(outputs, temperature, first_temperature, warmup, centre_momentum)
+        self.temperatures, self.warmup = (first_temperature, temperature), warmup
+        self.centre_momentum = centre_momentum
+        self.made: list[Tensor] = []  # the teacher's outputs of this step, for the centre
+        if run_selfsup:
+            self.clock = Clock({"DINOModel.frozen": frozen})
+            _initialise(self.projection)
+            self.last = Prototypes(self.projection.out_feats, outputs)
+            self.followed = (*self.followed, "last")
+            self.lagging = self.copied()  # anew, with all of them
+            self.register_buffer("centre", torch.zeros(outputs))
+            self.register_buffer("temperature", torch.zeros(()).fill_(self._warmed(0.0)))
+
+    def _warmed(self, progress: float) -> float:
+        """The teacher's temperature at `progress`."""
+        first, last = self.temperatures
+        return first + (last - first) * min(1.0, progress / self.warmup if self.warmup else 1)
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """As `Lagging`, and 'scores...' of queries, 'teacher...' of keys [B, K] before softmax.
+
+        With them the teacher's 'centre' [K] and 'temperature' [] as they were before the batch.
+        """
+        found = super().selfsup(feats, batch)
+        frozen, teacher = not self.clock.due["DINOModel.frozen"], self.lagging[2]
+        scores = {}
+        for name, rows in found.items():
+            kind, view = name[:-1], name[-1]
+            if kind == "query":
+                scores[f"scores{view}"] = self.last(rows, frozen)
+            else:
+                with torch.no_grad():
+                    scores[f"teacher{view}"] = teacher(rows)
+        if self.training:
+            self.made = [item for name, item in scores.items() if name.startswith("teacher")]
+        return found | scores | {"centre": self.centre, "temperature": self.temperature}
+
+    def after_step(self, progress: float) -> None:
+        """Let the teacher and its centre follow, and its temperature warm up."""
+        super().after_step(progress)
+        self.clock.after_step(progress)
+        self.temperature.fill_(self._warmed(progress))
+        if self.made:
+            mean = torch.cat(self.made).to(self.centre.dtype).mean(0)
+            distributed.mean_([mean])
+            self.centre.lerp_(mean, 1 - self.centre_momentum)
+        self.made = []
+
+
+def _check(
+    outputs: int, temperature: float, first: float, warmup: float, centre_momentum: float
+) -> None:
+    if outputs < 2:
+        raise UserError(f"DINOModel.outputs = {outputs}: expected 2 or more")
+    for name, value in (("temperature", temperature), ("first_temperature", first)):
+        if value <= 0:
+            raise UserError(f"DINOModel.{name} = {value}: expected a positive one")
+    for name, value in (("warmup", warmup), ("centre_momentum", centre_momentum)):
+        if not 0 <= value <= 1:
+            raise UserError(f"DINOModel.{name} = {value}: expected 0 to 1")
+
+
+def _initialise(head: nn.Sequential) -> None:
+    """GELU for ReLU, and small weights, as published."""
+    for index, module in enumerate(head):
+        if isinstance(module, nn.ReLU):
+            head[index] = nn.GELU()
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class DINOTask(PretextTask):
+    """Cross-entropy of the student's softmax to the teacher's of the other view.
+
+    Args:
+        info: what the data are.
+        temperature: of the student; the teacher's is its model's (`DINOModel.temperature`).
+    """
+
+    backbone = "dino"
+
+    def __init__(self, info: DataInfo, temperature: float = 0.1):
+        super().__init__(info)
+        if temperature <= 0:
+            raise UserError(f"DINOTask.temperature = {temperature}: expected a positive one")
+        self.temperature = temperature
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss (nats), and the numbers of `monitors.health`, of projections."""
+        self.output(out, "query0")
+        found = out.selfsup
+        students, teachers = _paired(found)
+        loss = clusters.dino(students, teachers, found["centre"], self.temperature,
+                             found["temperature"])  # fmt: skip
+        views = map(distributed.gather_plain, (found["query0"], found["key1"]))
+        return {"loss": loss, **monitors.health(*views)}
+
+
+def _paired(found: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Students and teachers of the same views, in the form of `clusters.dino`."""
+    if "scores1" in found:
+        return ([found["scores0"], found["scores1"]], [found["teacher0"], found["teacher1"]])
+    # Only the first view passes through the student: the teacher's own stands in for the other
+    # one, with which it is not compared.
+    return [found["teacher1"], found["scores0"]], [found["teacher1"]]

@@ -1,0 +1,150 @@
+"""SwAV (Caron et al., NeurIPS 2020, arXiv 2006.09882): views that swap their clusters.
+
+Each view's features are assigned to prototypes so that a batch uses all of them alike, and
+each view is to foretell the assignment of the other. Two views; the paper's further small crops
+are left out. Published: ResNet-50 on ImageNet, 400 epochs without small crops, 70.1 % linear
+accuracy.
+"""
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfstudy import distributed
+from selfstudy.losses import clusters, monitors
+from selfstudy.models.views import Clock, TwoViews
+from selfstudy.registry import register
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import Batch, DataInfo, Features, Output
+from util.errors import UserError
+
+VIEWS = 2
+
+
+@register("backbone", "swav")
+@gin.configurable(denylist=["info", "run_selfsup"])
+class SwAVModel(TwoViews):
+    """An encoder, a projection, and prototypes: unit vectors that are learnt.
+
+    Args:
+        info: what the data are.
+        run_selfsup: False when only the encoder is wanted.
+        prototypes: K.
+        frozen: for this share of the run prototypes stay as they were drawn (published: the
+            first of 800 epochs).
+        queue_size: latest features of each view that are assigned together with a batch too
+            small to use all prototypes; 0 keeps none (published: 3,840 for batches of 256).
+        queue_start: share of the run from which on they take part (published: 15 epochs).
+    """
+
+    uses = (*TwoViews.uses, "SwAVModel")
+
+    def __init__(
+        self,
+        info: DataInfo,
+        run_selfsup: bool,
+        prototypes: int = 3000,
+        frozen: float = 0.0,
+        queue_size: int = 0,
+        queue_start: float = 0.075,
+    ):
+        super().__init__(info, run_selfsup)
+        if prototypes < 2 or queue_size < 0:
+            raise UserError(
+                f"SwAVModel.prototypes = {prototypes}, queue_size = {queue_size}: expected 2 "
+                "or more prototypes, and 0 or more rows"
+            )
+        self.made: list[Tensor] = []  # features of this step, for the queue
+        if run_selfsup:
+            self.clock = Clock({"SwAVModel.frozen": frozen,
+                                "SwAVModel.queue_start": queue_start})  # fmt: skip
+            dims = self.projection.out_feats
+            self.prototypes = nn.Linear(dims, prototypes, bias=False)
+            self._to_sphere()
+            rows = F.normalize(torch.randn(VIEWS, queue_size, dims), dim=2)
+            self.register_buffer("queue", rows)
+            self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def _to_sphere(self) -> None:
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight))
+
+    def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
+        """'query...' and their products with prototypes, 'scores...' [B, K], of each view.
+
+        Once the queue takes part its products [Q, K] come as 'queued...', without gradient.
+        """
+        found = super().selfsup(feats, batch)
+        weight = self.prototypes.weight
+        if not self.clock.due["SwAVModel.frozen"]:
+            weight = weight.detach()  # no gradient at all, so no optimizer moves it
+        rows = list(found.values())
+        found |= {f"scores{view}": F.linear(z, weight) for view, z in enumerate(rows)}
+        if len(self.queue[0]):
+            self.made = [z.detach() for z in rows] if self.training else []
+            if self.clock.due["SwAVModel.queue_start"]:
+                found |= {f"queued{view}": F.linear(self.queue[view], weight.detach())
+                          for view in range(VIEWS)}  # fmt: skip
+        return found
+
+    def after_step(self, progress: float) -> None:
+        """Scale prototypes to length 1, and let the queue take the features in."""
+        self.clock.after_step(progress)
+        self._to_sphere()
+        if self.made:
+            size = self.queue.shape[1]
+            made = [distributed.gather_plain(rows) for rows in self.made]
+            rows = torch.stack(made)[:, -size:].to(self.queue.dtype)
+            steps = torch.arange(rows.shape[1], device=rows.device)
+            self.queue.index_copy_(1, (self.place + steps) % size, rows)
+            self.place.add_(len(steps)).remainder_(size)
+        self.made = []
+
+
+@register("task")
+@gin.configurable(denylist=["info"])
+class SwAVTask(PretextTask):
+    """Cross-entropy of each view's softmax to the other's assignment.
+
+    Args:
+        info: what the data are.
+        temperature: of the softmax, T.
+        epsilon: smoothness of the assignments.
+        iterations: of the Sinkhorn algorithm that makes them.
+    """
+
+    backbone = "swav"
+
+    def __init__(
+        self,
+        info: DataInfo,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+    ):
+        super().__init__(info)
+        if min(temperature, epsilon) <= 0 or iterations < 1:
+            raise UserError(
+                f"SwAVTask.temperature = {temperature}, epsilon = {epsilon}, iterations = "
+                f"{iterations}: expected positive numbers, such as 0.1, 0.05 and 3"
+            )
+        self.options = {
+            "temperature": temperature,
+            "epsilon": epsilon,
+            "iterations": iterations,
+        }
+
+    def pretext(self, batch: Batch, out: Output) -> Metrics:
+        """The loss (nats), and the numbers of `monitors.health`."""
+        self.output(out, "query0")
+        found = out.selfsup
+        scores = [found[f"scores{view}"] for view in range(VIEWS)]
+        whole = [distributed.gather_plain(item) for item in scores]
+        if "queued0" in found:
+            whole = [torch.cat((item, found[f"queued{view}"]))
+                     for view, item in enumerate(whole)]  # fmt: skip
+        offset = distributed.offset(scores[0])
+        loss = clusters.swav(scores, all_scores=whole, offset=offset, **self.options)
+        views = map(distributed.gather_plain, (found["query0"], found["query1"]))
+        return {"loss": loss, **monitors.health(*views)}

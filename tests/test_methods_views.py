@@ -1,0 +1,433 @@
+"""VICReg, Barlow Twins, SimSiam, supervised contrastive, SwAV and DINO on real digits."""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightly.loss import SwaVLoss
+from torch import Tensor
+
+from selfstudy import configure, registry
+from selfstudy.configure import Spec
+from selfstudy.losses import contrastive
+from selfstudy.methods.dino import DINOModel
+from selfstudy.methods.supcon import SupConTask
+from selfstudy.methods.swav import SwAVModel, SwAVTask
+from selfstudy.methods.vicreg import VICRegTask
+from selfstudy.models.views import Clock
+from selfstudy.session import Session
+from selfstudy.tasks.base import IGNORED
+from selfstudy.types import Batch, DataInfo, Features, Output
+from util.errors import UserError
+
+METHODS = ("vicreg", "barlow", "simsiam", "supcon", "swav", "dino")
+NARROW = (
+    "ResNet.width = 0.1",
+    "projection.hidden = 32",
+    "projection.out = 32",
+    "dataloader.batch_size = 32",
+    "session.train_iters = 2",
+    "session.valid_iters = 1",
+    "session.test_iters = 0",
+)
+CPU, META = torch.device("cpu"), torch.device("meta")
+INFO = DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {}, {"class": 10})
+
+pytestmark = pytest.mark.usefixtures("folders")
+each = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def discovered():
+    registry.discover()
+
+
+def made(method: str, *params: str, device: torch.device = CPU) -> Session:
+    """A small session of `digits/r9/<method>`."""
+    configure.load(Spec((f"digits/r9/{method}",), (*NARROW, *params)))
+    return Session(device)
+
+
+def first_batch(session: Session, split: str = "train") -> Batch:
+    return next(session.loaders[split].batches(1))
+
+
+def judged(session: Session, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    return session.task.evaluate(batch, session.model(batch))
+
+
+def copied(session: Session) -> dict[str, Tensor]:
+    return {name: item.clone() for name, item in session.model.state_dict().items()}
+
+
+def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def output(**selfsup: Tensor) -> Output:
+    rows = torch.zeros(2, 4)
+    return Output({}, selfsup, Features(rows, rows[:, :, None, None]))
+
+
+def batch_of(labels: Tensor) -> Batch:
+    return Batch((), {"class": labels}, torch.arange(len(labels)))
+
+
+# ---- what holds for each --------------------------------------------------------------------
+
+
+@each
+def test_it_rehearses_without_memory(method):
+    names = made(method, device=META).rehearse()
+    assert {"train_pretext_loss", "valid_pretext_spread", "train_fc_class_accuracy"} <= {*names}
+
+
+def encoder_gradients(method: str, *params: str) -> dict[str, Tensor | None]:
+    session = made(method, *params)
+    judged(session, first_batch(session))[0].backward()
+    return {name: item.grad for name, item in session.model.backbone.encoder.named_parameters()}
+
+
+@each
+def test_its_gradient_reaches_the_whole_encoder_and_the_probes_give_none(method):
+    found = encoder_gradients(method)
+    alone = encoder_gradients(method, "Wrapper.run_classifier = False")
+    assert [name for name, item in found.items() if item is None or not item.any()] == []
+    for name, item in found.items():
+        torch.testing.assert_close(item, alone[name], rtol=1e-5, atol=1e-9)
+
+
+@each
+def test_its_loss_falls(method):
+    session = made(method, "session.train_iters = 15", "scheduler.milestones = [1, 2]",
+                   "session.valid_iters = 0", "projection.norm = 'bn'")  # fmt: skip
+    batch = first_batch(session)  # of training: the views of a validation are alike
+
+    def loss() -> float:
+        session.model.train()
+        with torch.no_grad():
+            return float(judged(session, batch)[1]["pretext_loss"])
+
+    before = loss()
+    session.round()
+    session.round()
+    assert loss() < before - 0.03 * abs(before)
+
+
+@each
+def test_it_continues_bit_for_bit(method):
+    """What happens only from some share of the run on happens before and after the cut."""
+    params = ["scheduler.milestones = [1, 2]"]
+    if method == "swav":
+        params += ["SwAVModel.queue_size = 40", "SwAVModel.queue_start = 0.1",
+                   "SwAVModel.frozen = 0.6"]  # fmt: skip
+    if method == "dino":
+        params += ["DINOModel.frozen = 0.1"]
+    whole = made(method, *params)
+    whole.round()
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    whole.round()
+    second = made(method, *params)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    second.round()
+    assert differing(copied(whole), copied(second)) == []
+
+
+@each
+def test_an_evaluation_leaves_everything_as_it_was(method):
+    session = made(method)
+    session.round()
+    before = copied(session)
+    session.model.eval()
+    with torch.inference_mode():
+        judged(session, first_batch(session, "valid"))
+    assert differing(before, copied(session)) == []
+    assert not getattr(session.model.backbone, "made", None)
+
+
+@each
+def test_constant_features_are_told_from_others(method):
+    session = made(method)
+    session.round()
+    session.model.eval()
+    batch = first_batch(session, "valid")
+    one = batch.views[0][:1].expand_as(batch.views[0])
+    with torch.no_grad():
+        alive = judged(session, batch)[1]
+        dead = judged(session, dataclasses.replace(batch, views=(one, one)))[1]
+    assert dead["pretext_spread"] < 1e-3 < 0.01 < alive["pretext_spread"]
+    assert abs(dead["pretext_positive"] - dead["pretext_negative"]) < 1e-3
+
+
+@each
+def test_without_its_own_part_only_the_encoder_is_left(method):
+    backbone = made(method, "Wrapper.run_selfsup = False", "session.task = 'ClassifyTask'",
+                    "Wrapper.finetune_classifier = True").model.backbone  # fmt: skip
+    assert {name.partition(".")[0] for name in backbone.state_dict()} == {"encoder"}
+
+
+@each
+def test_a_second_view_is_asked_for(method):
+    with pytest.raises(UserError, match="set BaseDataset.double_sample = True"):
+        made(method, "BaseDataset.double_sample = False", device=META).rehearse()
+
+
+@pytest.mark.parametrize(
+    ("method", "param"),
+    [
+        ("vicreg", "VICRegTask.covariance = -1"),
+        ("vicreg", "VICRegTask.eps = 0"),
+        ("barlow", "BarlowTask.off_diagonal = -0.1"),
+        ("supcon", "SupConTask.temperature = 0"),
+        ("swav", "SwAVTask.epsilon = 0"),
+        ("swav", "SwAVModel.queue_size = -1"),
+        ("swav", "SwAVModel.frozen = 1.5"),
+        ("dino", "DINOTask.temperature = 0"),
+        ("dino", "DINOModel.outputs = 1"),
+        ("dino", "DINOModel.first_temperature = 0"),
+        ("dino", "DINOModel.centre_momentum = 2"),
+    ],
+)
+def test_senseless_numbers_are_refused(method, param):
+    with pytest.raises(UserError, match=param.partition(" ")[0].partition(".")[2]):
+        made(method, param, device=META)
+
+
+# ---- VICReg, SimSiam, supervised contrastive ------------------------------------------------
+
+
+def test_vicreg_hands_its_weights_on():
+    views = {f"query{view}": torch.randn(16, 8).double() for view in range(2)}
+    batch = batch_of(torch.zeros(16).long())
+
+    def loss(**options) -> Tensor:
+        return VICRegTask(INFO, **options).pretext(batch, output(**views))["loss"]
+
+    parts = loss(variance=0, covariance=0), loss(invariance=0, covariance=0)
+    apart = F.mse_loss(*views.values())
+    torch.testing.assert_close(parts[0], 25 * apart)
+    halved = loss(invariance=0, variance=50, covariance=0, halve_variance=True)
+    torch.testing.assert_close(parts[1], halved)
+    rest = loss(invariance=0, variance=0)
+    torch.testing.assert_close(sum(parts) + rest, loss())
+
+
+def test_simsiam_learns_through_its_predictions_only():
+    session = made("simsiam")
+    batch = first_batch(session)
+    found = session.model(batch).selfsup
+    p, z = ([found[f"{kind}{view}"] for view in range(2)] for kind in ("query", "key"))
+    assert all(item.requires_grad for item in p) and not any(item.requires_grad for item in z)
+    expected = -(F.cosine_similarity(p[0], z[1]) + F.cosine_similarity(p[1], z[0])).mean() / 2
+    loss = session.task.pretext(batch, session.model(batch))["loss"]
+    torch.testing.assert_close(loss, expected)
+
+
+def test_labels_reach_the_encoder_of_supcon_alone():
+    def gradients(method: str) -> Iterator[Tensor]:
+        session = made(method, "Wrapper.run_classifier = False")
+        batch = first_batch(session)
+        other = {**batch.targets, "class": batch.targets["class"].roll(1)}
+        for part in (batch, dataclasses.replace(batch, targets=other)):
+            session.model.zero_grad()
+            judged(session, part)[0].backward()
+            yield next(session.model.backbone.encoder.parameters()).grad.clone()
+
+    for method in METHODS:
+        one, other = gradients(method)
+        assert torch.equal(one, other) == (method != "supcon")
+
+
+def test_supcon_takes_an_image_without_a_label_for_a_class_of_its_own():
+    z = F.normalize(torch.randn(2, 12, 8).double(), dim=2)
+    labels = torch.full((12,), IGNORED)
+    task = SupConTask(INFO, 0.3)
+    loss = task.pretext(batch_of(labels), output(query0=z[0], query1=z[1]))["loss"]
+    torch.testing.assert_close(loss, contrastive.nt_xent(z[0], z[1], 0.3))
+    labels[:2], labels[2:4] = 0, 1
+    mixed = task.pretext(batch_of(labels), output(query0=z[0], query1=z[1]))["loss"]
+    named = torch.cat((labels[:4], torch.arange(2, 10)))
+    expected = contrastive.supervised_contrastive(z, named, 0.3)
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_supcon_refuses_data_without_classes():
+    with pytest.raises(UserError, match="these data have none: .*SimCLRTask"):
+        SupConTask(dataclasses.replace(INFO, targets={"pose": 5}))
+
+
+# ---- SwAV -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_swav_equals_an_independent_implementation(queued):
+    vectors = F.normalize(torch.randn(6, 8).double())
+    z = F.normalize(torch.randn(2, 16, 8).double(), dim=2).requires_grad_()
+    earlier = F.normalize(torch.randn(2, 24, 8).double(), dim=2) @ vectors.T
+    scores = z @ vectors.T
+    found = {f"query{view}": z[view] for view in range(2)}
+    found |= {f"scores{view}": scores[view] for view in range(2)}
+    found |= {f"queued{view}": earlier[view] for view in range(2)} if queued else {}
+    loss = SwAVTask(INFO).pretext(batch_of(torch.zeros(16).long()), output(**found))["loss"]
+    oracle = SwaVLoss()(list(scores), [], list(earlier) if queued else None)[0]
+    torch.testing.assert_close(loss, oracle, rtol=1e-6, atol=0)
+    ours, theirs = (torch.autograd.grad(item, z, retain_graph=True)[0]
+                    for item in (loss, oracle))  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
+
+
+def test_swav_prototypes_keep_length_one_and_are_frozen_first():
+    session = made("swav", "SwAVModel.frozen = 0.4", "scheduler.milestones = [1, 2]")
+    weight = session.model.backbone.prototypes.weight
+    before = weight.detach().clone()
+    session.round()  # shares 0 and 1/4
+    torch.testing.assert_close(weight.detach(), before)
+    session.round()  # 1/2, of which the model hears after the step, and 3/4
+    assert (weight.detach() - before).abs().max() > 1e-4
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(len(weight)))
+
+
+def test_the_queue_of_swav_holds_the_latest_rows_of_each_view():
+    model = swav_model(queue_size=5)
+    steps = F.normalize(torch.randn(3, 2, 2, 4), dim=3)  # steps, views, rows, D
+    for rows in steps:
+        model.made = list(rows)
+        model.after_step(0.0)
+    for view in range(2):  # the sixth row has taken the first one's place
+        latest = steps[:, view].flatten(0, 1)[[5, 1, 2, 3, 4]]
+        torch.testing.assert_close(model.queue[view], latest)
+    assert int(model.place) == 1 and model.made == []
+    many = F.normalize(torch.randn(2, 7, 4), dim=2)  # more than it holds
+    model.made = list(many)
+    model.after_step(0.0)
+    for view in range(2):
+        assert {tuple(row.tolist()) for row in model.queue[view]} == {
+            tuple(row.tolist()) for row in many[view, -5:]
+        }
+
+
+def swav_model(**options) -> SwAVModel:
+    configure.load(Spec((), ("projection.out = 4", "projection.hidden = 8",
+                             "ResNet.width = 0.1")))  # fmt: skip
+    return SwAVModel(INFO, True, prototypes=3, **options)
+
+
+def test_the_queue_of_swav_takes_part_from_its_share_on():
+    model = swav_model(queue_size=6, queue_start=0.5)
+    images = torch.randn(4, 3, 16, 16)
+    batch = Batch((images, images), {}, torch.arange(4))
+
+    def names() -> set[str]:
+        return model.selfsup((model.encode(images),) * 2, batch).keys()
+
+    assert "queued0" not in names()
+    model.after_step(0.49)
+    assert "queued1" not in names()
+    model.after_step(0.5)
+    assert {"queued0", "queued1"} <= names()
+
+
+# ---- DINO -----------------------------------------------------------------------------------
+
+
+def test_the_teacher_of_dino_its_centre_and_temperature_follow():
+    session = made("dino", "Lagging.momentum = 0.9", "Lagging.momentum_schedule = False",
+                   "DINOModel.frozen = 0.0", "DINOModel.first_temperature = 0.02",
+                   "DINOModel.temperature = 0.06", "DINOModel.warmup = 0.5")  # fmt: skip
+    model = session.model.backbone
+    pairs = list(zip(model.leaders(), model.lagging, strict=True))
+    before = [item.clone() for _, copy in pairs for item in copy.parameters()]
+    batch = first_batch(session)
+    with torch.no_grad():
+        for item in (item for leader, _ in pairs for item in leader.parameters()):
+            item += torch.randn_like(item)
+    found = session.model(batch).selfsup
+    assert float(found["temperature"]) == pytest.approx(0.02)
+    assert not found["centre"].any() and not found["teacher0"].requires_grad
+    model.after_step(0.25)
+    leaders = [item for leader, _ in pairs for item in leader.parameters()]
+    after = [item for _, copy in pairs for item in copy.parameters()]
+    assert len(after) == len(before) == len(leaders)
+    for old, new, leader in zip(before, after, leaders, strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * leader.detach())
+    mean = torch.cat((found["teacher0"], found["teacher1"])).mean(0)
+    torch.testing.assert_close(model.centre, 0.1 * mean)
+    assert float(model.temperature) == pytest.approx(0.04)
+    model.after_step(0.7)
+    assert float(model.temperature) == pytest.approx(0.06)
+    torch.testing.assert_close(model.centre, 0.1 * mean)  # no batch, nothing to follow
+
+
+def test_dino_compares_with_the_other_view_of_a_lagging_copy():
+    for both, pairs in ((True, ((0, 1), (1, 0))), (False, ((0, 1),))):
+        session = made("dino", f"Lagging.both_as_queries = {both}")
+        batch = first_batch(session)
+        session.model.backbone.centre.normal_()
+        out = session.model(batch)
+        found = {name: item.detach().double() for name, item in out.selfsup.items()}
+        expected = [
+            F.cross_entropy(
+                found[f"scores{student}"] / 0.1,
+                ((found[f"teacher{teacher}"] - found["centre"]) / 0.04).softmax(1),
+            )
+            for student, teacher in pairs
+        ]
+        loss = session.task.pretext(batch, out)["loss"].double()
+        torch.testing.assert_close(loss, sum(expected) / len(pairs), rtol=1e-5, atol=0)
+
+
+def test_the_last_layer_of_dino_has_unit_vectors_and_is_frozen_first():
+    session = made("dino", "DINOModel.frozen = 0.3", "scheduler.milestones = [1, 2]")
+    model = session.model.backbone
+    batch = first_batch(session)
+    judged(session, batch)[0].backward()
+    assert model.last.weight.grad is None
+    model.after_step(0.3)
+    judged(session, batch)[0].backward()
+    assert model.last.weight.grad.any() and model.lagging[2].weight.grad is None
+    rows = F.normalize(torch.randn(3, 32))
+    doubled = model.last(rows).detach()
+    with torch.no_grad():
+        model.last.weight *= 2
+    torch.testing.assert_close(model.last(rows).detach(), doubled)
+
+
+def test_dino_learns_with_a_vision_transformer():
+    params = ("init_resnet.choice = 'vit'", "ViT.width = 16", "ViT.depth = 1", "ViT.heads = 1",
+              "ViT.grid = 4")  # fmt: skip
+    found = encoder_gradients("dino", *params)
+    assert found and all(item is not None and item.any() for item in found.values())
+    assert made("dino", *params).round()["train_pretext_loss"] > 0
+
+
+def test_the_head_of_dino_is_smooth_in_student_and_teacher():
+    configure.load(Spec((), ("projection.layers = 3", "ResNet.width = 0.1")))
+    model = DINOModel(INFO, True, outputs=8)
+    kinds = [type(part).__name__ for part in model.projection]
+    assert kinds == [type(part).__name__ for part in model.lagging[1]]
+    assert kinds == ["Linear", "GELU", "Linear", "GELU", "Linear"]
+    states = (model.projection.state_dict(), model.lagging[1].state_dict())
+    assert differing(*states) == []
+
+
+# ---- the clock ------------------------------------------------------------------------------
+
+
+def test_a_clock_tells_shares_of_the_run_and_remembers_them():
+    clock = Clock({"early": 0.0, "late": 0.7})
+    assert clock.due == {"early": True, "late": False}
+    clock.after_step(0.6999)
+    assert not clock.due["late"]
+    clock.after_step(0.7)
+    assert clock.due["late"]
+    other = Clock({"early": 0.0, "late": 0.7})
+    other.load_state_dict(clock.state_dict())
+    assert other.due == {"early": True, "late": True}
+    with META:
+        Clock({"late": 0.7}).load_state_dict({"flags": torch.ones(1, dtype=torch.bool)})
