@@ -179,6 +179,15 @@ PROMISES = {
     "byol": (*VIT, *HEADS, "projection.norm = 'ln'", "prediction.hidden = 32"),
     "eqco": (*VIT, *HEADS, "MoCoModel.queue_size = 8", "MoCoTask.in_batch = True",
              "Lagging.both_as_queries = True", "Lagging.shuffle_batch_norm = True"),
+    "simsiam": (*VIT, *HEADS, "projection.norm = 'ln'", "prediction.hidden = 16"),
+    "vicreg": (*VIT, *HEADS, "projection.norm = 'ln'", "scheduler.target_lrs = 0.01"),
+    "barlow": (*VIT, *HEADS, "projection.norm = 'ln'", "scheduler.target_lrs = 0.002"),
+    "supcon": (*VIT, *HEADS, "projection.norm = 'ln'"),
+    "swav": (*VIT, *HEADS, "projection.norm = 'ln'", "SwAVModel.prototypes = 20",
+             "SwAVModel.queue_size = 24", "SwAVModel.queue_start = 0.1",
+             "SwAVModel.frozen = 0"),
+    "dino": (*VIT, *HEADS, "projection.norm = 'ln'", "DINOModel.outputs = 24",
+             "DINOModel.frozen = 0"),
     # Each step of this one makes ten times as much of a difference in rounding.
     "simclr with batch norm": (*HEADS, "projection.norm = 'bn'", "session.train_iters = 2"),
 }  # fmt: skip
