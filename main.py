@@ -12,7 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from selfstudy import plan as plans
 from selfstudy import rayconfig, shares, summary
-from selfstudy.configure import Spec, text_of
+from selfstudy.configure import INCLUDE, Spec, text_of
 from selfstudy.interrupt import Interrupted, Interrupts
 from selfstudy.plan import Plan
 from util.environment import cpus
@@ -66,9 +66,10 @@ def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
     if args.resume:
         plan = _stored(args)
         return plan, plan.given(accept_changes=bool(args.ray_config))
-    spec = Spec(tuple(args.gin_config or DEFAULT_GIN), tuple(args.gin_param))
     name = (args.ray_config or "single_run").removesuffix(".py")
     given = rayconfig.exp_args(name, args.settings)
+    default = () if INCLUDE in given["config"] else DEFAULT_GIN
+    spec = Spec(tuple(args.gin_config or default), tuple(args.gin_param))
     given["checkpoint_at_end"] |= args.checkpoint_at_end
     variants = None
     if rayconfig.is_drawn(given["config"]) and not given["search_alg"]:

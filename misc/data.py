@@ -87,6 +87,7 @@ def _counts(split: BaseDataset, columns: dict[str, Tensor]) -> str:
     if "class" not in columns:
         return ""
     labels = columns["class"][torch.from_numpy(np.unique(split.rows))].long()
+    labels = labels[labels >= 0]  # without those of images that have none
     counts = torch.bincount(labels, minlength=split.info.targets["class"])
     return f", of each class: {' '.join(map(str, counts.tolist()))}"
 

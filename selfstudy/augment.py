@@ -9,6 +9,7 @@ import gin
 import torch
 from torch import Generator, Tensor
 
+from selfstudy import distributed
 from selfstudy.transforms import (
     Blur,
     ColorJitter,
@@ -153,10 +154,13 @@ class Augmentation:
         self, n: int, height: int, width: int, generator: Generator | None, device: torch.device
     ) -> dict[str, Tensor]:
         """Parameters of each transform by name, as `Transform.draw`."""
-        return {
-            name: transform.draw(n, height, width, generator, device)
-            for name, transform in self.transforms.items()
-        }
+
+        def drawn(transform: Transform) -> Tensor:
+            return distributed.drawn(
+                lambda count: transform.draw(count, height, width, generator, device), n
+            )
+
+        return {name: drawn(transform) for name, transform in self.transforms.items()}
 
     def apply(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         """One view: stored images [n, C, H, W] to normalised float32, changed by `params`."""

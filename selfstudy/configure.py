@@ -36,6 +36,7 @@ RETIRED = {
 _NAME = re.compile(r"[\w./]+", re.ASCII)
 _UNQUOTED = re.compile(r"[A-Za-z_][\w.-]*")
 _MACRO = "gin.macro"
+INCLUDE = "include"  # in a search's values: further files, such as a method's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class _Delegate(config_parser.ParserDelegate):
 def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
     """Clear gin, then bind files, `-p` and a search's values, and lock the result.
 
+    The value of `INCLUDE` is one more file, or several, after those of `-g`.
+
     `registry.discover` must have run, since gin admits no new configurables afterwards.
 
     Raises:
@@ -73,12 +76,28 @@ def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
 def _load(spec: Spec, overrides: dict[str, Any]) -> None:
     for name in spec.gin:
         _parse_file(name, (), "-g")
+    for name in included(overrides):
+        _parse_file(name, (), "ray config")
     for text in spec.params:
         _parse_param(text)
     for name, value in values.flatten(overrides).items():
-        _bind_name(name, values.literal(name, value), "ray config")
+        if name != INCLUDE:
+            _bind_name(name, values.literal(name, value), "ray config")
     _settle_macros()
     gin.finalize()
+
+
+def included(overrides: dict[str, Any]) -> list[str]:
+    """The files that a search's values name, all of which are text."""
+    given = overrides.get(INCLUDE, [])
+    names = list(given) if isinstance(given, (list, tuple)) else [given]
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(
+                f"ray config: '{INCLUDE}' takes names of gin files such as "
+                f"'digits/r9/simclr', not {name!r}"
+            )
+    return names
 
 
 @contextlib.contextmanager

@@ -5,10 +5,9 @@ and kept as stored, while the next one is read in a thread. No augmented copy is
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import gin
 import numpy as np
@@ -74,8 +73,6 @@ class Loader:
                 f"dataloader.batch_size = {batch_size}: {processes} processes cannot share it "
                 f"evenly; take {batch_size - batch_size % processes or processes}"
             )
-        if processes > 1:
-            augmentation.draw = _shared(augmentation.draw)
         self.dataset = dataset
         self.augmentation = augmentation
         self.device = torch.device(device)
@@ -150,16 +147,6 @@ class Loader:
         images = columns.pop("images")
         views, targets = self.augmentation(images, columns, generator, self.views)
         return Batch(views, targets, idxs)
-
-
-def _shared(draw: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """`Augmentation.draw` of this process's images, out of what is drawn for all."""
-
-    def drawn(n: int, *rest: Any) -> dict[str, Tensor]:
-        params = draw(n * distributed.size(), *rest)
-        return {name: item[distributed.share(len(item))] for name, item in params.items()}
-
-    return drawn
 
 
 class _Block:

@@ -129,10 +129,12 @@ def optimizer(
     )  # fmt: skip
     groups = _groups(params, cls, exclude)
     device = groups[0]["params"][0].device.type
-    fits = device in ("cpu", "cuda") and cls.__name__ in _FUSED
+    fits = device in ("cpu", "cuda") and cls.__name__ in _FUSED and not given.get("momentum")
     return cls(groups, **({"fused": True} if fits else {}), **given)
 
 
+# Without momentum: with it torch 2.14 fails where a parameter's gradient first comes later, as
+# that of frozen prototypes does.
 _FUSED = {"SGD", "Adam", "AdamW", "Adagrad"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import paths
-from selfstudy import configure, optim, registry
+from selfstudy import configure, optim, parallel, registry
 from selfstudy.datasets.base import BaseDataset, NotPrepared
 from selfstudy.trial import job
 from util.errors import UserError, cause, nearest
@@ -60,6 +60,7 @@ def check(
     configure.load(spec, overrides)
     parts = configure.would_build("trial")
     optim.check(parts)
+    parallel.check(parts)
     _check_backbone(parts)
     _check_used(overrides, parts)
     rounds = (parts.get("scheduler") or {"milestones": [0]})["milestones"][-1]
@@ -85,7 +86,7 @@ def check(
 
 def _check_used(overrides: dict[str, Any], parts: dict[str, dict[str, Any]]) -> None:
     """Refuse a search over something that the trial never builds: it would change nothing."""
-    for name in overrides:
+    for name in overrides.keys() - {configure.INCLUDE}:
         component = name.rpartition(".")[0]
         if not any(part == component or part.endswith(f"/{component}") for part in parts):
             raise UserError(

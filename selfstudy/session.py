@@ -87,7 +87,7 @@ class Session:
         self.precision = _precision(precision, self.device)
         self.loaders = {split: self._loader(dataset, split)
                         for split in SPLITS if self.iters[split] != 0}  # fmt: skip
-        info = self.loaders["train"].dataset.info
+        self.info = info = self.loaders["train"].dataset.info
         self.task = registry.get("task", task)(info)
         # Weights are drawn on the CPU, the same for every device; 'meta' has none to draw.
         with self.device if self.device.type == "meta" else contextlib.nullcontext():
@@ -123,7 +123,7 @@ class Session:
         Raises:
             Exception: whatever building or running the parts raises.
         """
-        info = self.loaders["train"].dataset.info
+        info = self.info
         size = (2, info.channels, info.input_res, info.input_res)
         targets = {name: self._no_target(name, size) for name in info.targets}
         views = tuple(torch.zeros(size, device=self.device)

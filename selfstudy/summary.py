@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 import paths
+from selfstudy.configure import INCLUDE, included
 from selfstudy.plan import Plan, Row
 from util import files
 from util.errors import UserError, printable
@@ -105,10 +106,12 @@ def best(plan: Plan) -> str | None:
 
 def command(plan: Plan, overrides: dict[str, Any]) -> str:
     """The command line that runs a configuration of a plan by itself."""
-    given = [f"{name} = {json_free(value)}" for name, value in overrides.items()]
+    files = [*plan.spec.gin, *included(overrides)]
+    given = [f"{name} = {json_free(value)}" for name, value in overrides.items()
+             if name != INCLUDE]  # fmt: skip
     params = [*plan.spec.params, *given]
     flags = f" -p {shlex.join(params)}" if params else ""
-    return f"python main.py -g {shlex.join(plan.spec.gin)}{flags}"
+    return f"python main.py -g {shlex.join(files)}{flags}"
 
 
 def json_free(value: Any) -> str:

@@ -308,6 +308,7 @@ class Trial:
             "config": files.plain(self.values),
             "command": self.command,
             "seed": self.session.seed,
+            **_data(self.session),
             **environment.versions(),
         }
         snapshot.save(folder, state, self.config, card)
@@ -390,6 +391,12 @@ def _copy(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_copy(item) for item in value)
     return value
+
+
+def _data(session: Any) -> dict[str, Any]:
+    """What the data are, for whoever wants the network without them."""
+    info = getattr(session, "info", None)
+    return {} if info is None else {"data": dataclasses.asdict(info)}
 
 
 def _finite(value: float | None) -> bool:

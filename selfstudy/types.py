@@ -25,6 +25,7 @@ class DataInfo:
         mean, std: per channel, in units of `space` (RGB 0..255; LAB as CIE defines it).
         rows: split -> number of distinct rows, after the label cut.
         targets: name -> number of classes; 0 means regression.
+        last_row: the highest row of the data file that training may see; 0 is not known.
     """
 
     channels: int
@@ -35,6 +36,7 @@ class DataInfo:
     std: tuple[float, ...]
     rows: dict[str, int] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
+    last_row: int = 0
 
 
 @dataclass

@@ -43,7 +43,8 @@ TABLE = {
     "selfstudy/transforms.py": (1, "torch util.color util.errors"),
     "selfstudy/augment.py": (
         1,
-        "gin torch selfstudy.transforms selfstudy.types util.color util.errors",
+        "gin torch selfstudy.distributed selfstudy.transforms selfstudy.types util.color "
+        "util.errors",
     ),
     "selfstudy/render/meshes.py": (1, "trimesh selfstudy.render.mesh util.errors"),
     "selfstudy/render/textures.py": (
@@ -62,14 +63,16 @@ TABLE = {
         "selfstudy.render.produce selfstudy.render.world selfstudy.types util.hdf5 util.fetch "
         f"util.color util.environment util.progress {LEAVES}",
     ),
+    "selfstudy/distributed.py": (1, "torch util.errors"),
     "selfstudy/loader.py": (
         1,
-        "gin torch selfstudy.datasets.base selfstudy.augment selfstudy.types util.errors",
+        "gin torch selfstudy.datasets.base selfstudy.augment selfstudy.distributed "
+        "selfstudy.types util.errors",
     ),
     "selfstudy/models/*.py": (
         1,
-        "gin torch torchvision selfstudy.models.* selfstudy.registry selfstudy.snapshot "
-        "selfstudy.types util.errors",
+        "gin torch torchvision selfstudy.distributed selfstudy.models.* selfstudy.registry "
+        "selfstudy.snapshot selfstudy.types util.errors",
     ),
     "selfstudy/tasks/*.py": (
         1,
@@ -77,7 +80,8 @@ TABLE = {
     ),
     "selfstudy/methods/*.py": (
         1,
-        "gin torch selfstudy.losses.* selfstudy.models.* selfstudy.tasks.* "
+        "gin torch selfstudy.distributed selfstudy.losses.* selfstudy.methods.* "
+        "selfstudy.models.* selfstudy.tasks.* "
         "selfstudy.transforms selfstudy.registry selfstudy.types util.errors",
     ),
     "selfstudy/losses/*.py": (1, "torch selfstudy.losses.* util.errors"),
@@ -89,7 +93,8 @@ TABLE = {
     "selfstudy/snapshot.py": (1, f"torch paths util.checkpoints {LEAVES}"),
     "selfstudy/session.py": (
         2,
-        "gin torch selfstudy.augment selfstudy.loader selfstudy.optim selfstudy.registry "
+        "gin torch selfstudy.augment selfstudy.distributed selfstudy.loader selfstudy.optim "
+        "selfstudy.registry "
         "selfstudy.snapshot selfstudy.types util.meters util.errors",
     ),
     "selfstudy/simulation.py": (2, "gin torch selfstudy.registry util.errors"),
@@ -100,16 +105,22 @@ TABLE = {
         "selfstudy.datasets.prepare selfstudy.devices selfstudy.evaluate.* selfstudy.registry "
         "selfstudy.snapshot selfstudy.types util.hdf5 util.fetch util.errors",
     ),
+    "selfstudy/parallel.py": (
+        3,
+        "torch paths selfstudy.configure selfstudy.devices selfstudy.distributed "
+        "selfstudy.registry util.files util.errors",
+    ),
     "selfstudy/trial.py": (
         3,
-        "gin torch paths selfstudy.configure selfstudy.devices selfstudy.registry "
+        "gin torch paths selfstudy.configure selfstudy.devices selfstudy.parallel "
+        "selfstudy.registry "
         "selfstudy.session selfstudy.snapshot util.checkpoints util.environment util.hparams "
         f"util.mirror {LEAVES}",
     ),
     "selfstudy/rehearsal.py": (
         3,
         "torch paths selfstudy.configure selfstudy.datasets.base selfstudy.optim "
-        f"selfstudy.registry selfstudy.trial {LEAVES}",
+        f"selfstudy.parallel selfstudy.registry selfstudy.trial {LEAVES}",
     ),
     "selfstudy/rayenv.py": (0, ""),
     "selfstudy/interrupt.py": (4, ""),
@@ -135,7 +146,10 @@ TABLE = {
         4,
         "selfstudy.plan selfstudy.rehearsal selfstudy.search util.progress util.errors",
     ),
-    "selfstudy/summary.py": (4, f"paths selfstudy.plan util.manifest util.progress {LEAVES}"),
+    "selfstudy/summary.py": (
+        4,
+        f"paths selfstudy.configure selfstudy.plan util.manifest util.progress {LEAVES}",
+    ),
     "selfstudy/solo.py": (
         4,
         "selfstudy.devices selfstudy.interrupt selfstudy.plan selfstudy.trial "

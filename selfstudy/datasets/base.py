@@ -237,6 +237,7 @@ class BaseDataset:
         if kept is not None:
             rows["train"] = self._labelled(rows["train"], kept, how, seed)
         self.distinct = {name: len(rows[name]) for name in SPLITS}
+        self.last_row = int(rows["train"].max(initial=0))
         self.rows = rows[self.split]
         if kept is not None and self.split == "train":
             full = spans["train"][1] - spans["train"][0]
@@ -272,6 +273,7 @@ class BaseDataset:
             mean=tuple(mean),
             std=tuple(std),
             rows=self.distinct,
+            last_row=self.last_row,
             targets=self._targets(),
         )
 

@@ -42,7 +42,7 @@ class FolderDataset(BaseDataset):
     ):
         self.places = {"train": folder, "valid": valid, "test": test}
         self.found = {
-            name: _pictures(given_folder(_argument(name), place, paths.DATA_DIR))
+            name: pictures(given_folder(_argument(name), place, paths.DATA_DIR))
             for name, place in self.places.items()
             if isinstance(place, str)
         }
@@ -65,7 +65,7 @@ class FolderDataset(BaseDataset):
         labels = np.array([number.get(label, 0) for _, label in files], np.int64)
         return Source(
             count=len(files),
-            images=_decoded([path for path, _ in files], self.input_res),
+            images=decoded([path for path, _ in files], self.input_res),
             targets={"targets": labels} if classes else {},
             splits=sizes,
             fit=sizes["train"],
@@ -79,12 +79,12 @@ class FolderDataset(BaseDataset):
         sizes["train"] = len(pool) - sum(sizes.values())
         if sizes["train"] < 1:
             raise UserError(f"FolderDataset: {len(pool)} pictures leave none for training")
-        order = stratified(_numbers(pool), sizes, seed=0)
+        order = stratified(class_numbers(pool), sizes, seed=0)
         ends = np.cumsum([sizes[name] for name in SPLITS])[:-1]
         rows = dict(zip(SPLITS, np.split(order, ends), strict=True))
         parts = {name: [pool[row] for row in rows[name]] for name in SPLITS}
         for name in sorted(self.found.keys() - {"train"}):
-            parts[name] = _shuffled(self.found[name])
+            parts[name] = shuffled(self.found[name])
             _check_classes(name, parts[name], pool)
         files = [entry[:2] for name in SPLITS for entry in parts[name]]
         return files, {name: len(parts[name]) for name in SPLITS}
@@ -106,7 +106,7 @@ def _argument(split: str) -> str:
 Picture = tuple[str, str, int, int]  # path, class ('' without), bytes, time of change in ns
 
 
-def _pictures(folder: Path) -> list[Picture]:
+def pictures(folder: Path) -> list[Picture]:
     """All pictures below `folder`, in the order of their names."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     flat = [_picture(entry.path, "") for entry in entries if _is_picture(entry.name)]
@@ -142,13 +142,14 @@ def _picture(path: str, label: str) -> Picture:
     return path, label, about.st_size, about.st_mtime_ns
 
 
-def _numbers(pictures: list[Picture]) -> np.ndarray:
+def class_numbers(pictures: list[Picture]) -> np.ndarray:
     """[N] int64: the class of each picture among those that occur."""
     labels = [picture[1] for picture in pictures]
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def _shuffled(pictures: list[Picture]) -> list[Picture]:
+def shuffled(pictures: list[Picture]) -> list[Picture]:
+    """The same pictures in an order that is random and always the same."""
     order = np.random.RandomState(0).permutation(len(pictures))
     return [pictures[index] for index in order]
 
@@ -160,7 +161,7 @@ def _check_classes(name: str, pictures: list[Picture], pool: list[Picture]) -> N
         raise UserError(f"FolderDataset.{name} has classes that training lacks: {listed}")
 
 
-def _decoded(files: list[str], res: int) -> Iterator[np.ndarray]:
+def decoded(files: list[str], res: int) -> Iterator[np.ndarray]:
     """Blocks [n, 3, res, res] uint8, in order; PIL decodes outside Python's lock."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(files), BLOCK):

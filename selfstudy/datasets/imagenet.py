@@ -8,7 +8,7 @@ import numpy as np
 
 import paths
 from selfstudy.datasets.base import BaseDataset
-from selfstudy.datasets.folder import _decoded, _numbers, _pictures, _shuffled
+from selfstudy.datasets.folder import class_numbers, decoded, pictures, shuffled
 from selfstudy.datasets.prepare import Source, stratified
 from selfstudy.registry import register
 from util.errors import UserError
@@ -49,8 +49,10 @@ class ImageNetDataset(BaseDataset):
 
     def source(self) -> Source:
         """All pictures, decoded by several threads; those of training in random order."""
-        train, test = _pictures(self._part("train")), _shuffled(_pictures(self._part("val")))
-        order = stratified(_numbers(train), {"train": len(train), "valid": 0, "test": 0}, 0)
+        train, test = pictures(self._part("train")), shuffled(pictures(self._part("val")))
+        order = stratified(
+            class_numbers(train), {"train": len(train), "valid": 0, "test": 0}, 0
+        )
         files = [train[row] for row in order] + test
         classes = sorted({picture[1] for picture in train})
         number = {name: index for index, name in enumerate(classes)}
@@ -60,7 +62,7 @@ class ImageNetDataset(BaseDataset):
         splits = {"train": len(train), "test": len(test)}
         return Source(
             count=len(files),
-            images=_decoded([picture[0] for picture in files], self.input_res),
+            images=decoded([picture[0] for picture in files], self.input_res),
             targets={"targets": np.array([number[picture[1]] for picture in files], np.int64)},
             splits=splits,
             fit=self.spans(len(files), splits)["train"][1],

@@ -41,7 +41,7 @@ def cosines(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     a, b = F.normalize(z0), F.normalize(z1)
     positive = (a * b).sum(1).mean()
     # All pairs at once: the sum of products is the product of sums.
-    negative = (a.sum(0) @ b.sum(0) / len(a) - positive) / (len(a) - 1)
+    negative = (a.sum(0) @ b.sum(0) / len(a) - positive) / max(1, len(a) - 1)
     return positive, negative
 
 

@@ -59,7 +59,7 @@ class CMCModel(Backbone):
     Args:
         info: what the data are.
         run_selfsup: False when only the encoder is wanted.
-        dataset_size: rows of a bank; None is the number of training rows.
+        dataset_size: rows of a bank; None is up to the last training row of the data file.
         nce_k: K, negatives drawn from the bank for each image.
         nce_t: T.
         nce_m: how much of a bank's row stays when its image was seen.
@@ -96,7 +96,8 @@ class CMCModel(Backbone):
         self.made: tuple[Tensor, ...] | None = None  # rows and features of this step
         self.fits = False  # whether the rows were seen to fit the banks
         if run_selfsup:
-            size = max(2, info.rows.get("train", 0)) if dataset_size is None else dataset_size
+            rows = max(1 + info.last_row, info.rows.get("train", 0))
+            size = max(2, rows) if dataset_size is None else dataset_size
             for name, feats in zip(("l", "ab"), self.encoder.parts, strict=True):
                 most = 1 / math.sqrt(feats / 3)  # rows begin with a length of about 1
                 rows = torch.empty(size, feats).uniform_(-most, most)
