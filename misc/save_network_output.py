@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from selfstudy import configure, registry, snapshot  # noqa: E402
 from selfstudy.datasets.base import SPLITS, BaseDataset  # noqa: E402
 from selfstudy.evaluate import features, logistic  # noqa: E402
-from selfstudy.evaluate.encoder import Encoder  # noqa: E402
+from selfstudy.evaluate.encoder import Encoder, Pixels  # noqa: E402
 from selfstudy.snapshot import Snapshot  # noqa: E402
 from util import checkpoints  # noqa: E402
 from util.errors import UserError, cause, printable, reports_errors  # noqa: E402
@@ -67,10 +67,14 @@ def _arguments() -> argparse.Namespace:
     add("--data_amts", nargs="+", type=_amount, metavar="N",
         help="numbers of labelled images, or 'all'")  # fmt: skip
     add("--dense", action="store_true", help="segmentation: of positions of the feature map")
+    add("--baselines", action="store_true",
+        help="with --train_lr, too: the first one's pixels and untrained network")  # fmt: skip
     add("--include_test", action="store_true", help="the test split, too")
     args = parser.parse_args()
     if not args.get_feats and not args.train_lr:
         raise UserError("nothing to do: add --get_feats, --train_lr or both")
+    if args.baselines and (args.dense or not args.train_lr):
+        raise UserError("--baselines needs --train_lr, and there are none for --dense")
     return args
 
 
@@ -117,7 +121,7 @@ def datasets(found: Snapshot, args: argparse.Namespace) -> tuple[dict[str, BaseD
 
 
 def of_images(
-    encoder: Encoder, data: dict[str, BaseDataset], seed: int, args: argparse.Namespace
+    encoder: Encoder | Pixels, data: dict[str, BaseDataset], seed: int, args: argparse.Namespace
 ) -> Material:
     """One embedding and one class an image."""
     saved, held = {}, {}
@@ -211,11 +215,31 @@ def process(name: str, args: argparse.Namespace, device: torch.device | None) ->
         save(material.saved, path)
         counts = {split: len(material.saved[f"{split}_rows"]) for split in data}
         lines.append({"snapshot": found.name, "file": path.name, **counts})
-    if args.train_lr:
-        for amount in amounts(args, material.images):
-            path = found.folder / f"fc{suffix}_{amount}.pt"
-            accuracy = train(material, amount, path)
-            lines.append({"snapshot": found.name, "file": path.name, **accuracy})
+    return lines + (trained(found, material, suffix, args) if args.train_lr else [])
+
+
+def trained(
+    found: Snapshot, material: Material, suffix: str, args: argparse.Namespace
+) -> list[dict]:
+    """A classifier for each number of labels, beside the snapshot; lines of the table."""
+    lines: list[dict] = []
+    for amount in amounts(args, material.images):
+        path = found.folder / f"fc{suffix}_{amount}.pt"
+        accuracy = train(material, amount, path)
+        lines.append({"snapshot": found.name, "file": path.name, **accuracy})
+    return lines
+
+
+def baselines(name: str, args: argparse.Namespace, device: torch.device | None) -> list[dict]:
+    """Lines of what needs no pretraining, on the data of a snapshot: see `--baselines`."""
+    found = snapshot.resolve(name)
+    data, seed = datasets(found, args)
+    args = argparse.Namespace(**vars(args) | {"get_feats": False})
+    lines: list[dict] = []
+    for encoder in (Pixels(found, device), Encoder(found, device, trained=False)):
+        material = of_images(encoder, data, seed, args)
+        of = trained(found, material, f"_{encoder.kind}", args)
+        lines += [line | {"snapshot": encoder.kind} for line in of]
     return lines
 
 
@@ -258,7 +282,7 @@ def main() -> int:
     args = _arguments()
     registry.discover()
     device, names = _device(args.device), snapshots(args.exp_id)
-    lines, failed = [], 0
+    lines, failed = baselines(names[0], args, device) if args.baselines else [], 0
     for name in names:
         try:
             lines += process(name, args, device)

@@ -15,7 +15,7 @@ from misc import save_network_output as tool
 from selfstudy import configure, registry, snapshot
 from selfstudy.datasets.base import BaseDataset, Store
 from selfstudy.datasets.digits import DigitsDataset
-from selfstudy.evaluate import features
+from selfstudy.evaluate import features, logistic
 from selfstudy.evaluate.encoder import Encoder
 from selfstudy.session import Session
 from util.errors import UserError
@@ -155,6 +155,34 @@ def test_all_snapshots_of_an_experiment(folders, run):
     assert "e_a_0000" in out
     code, out, err = run("-e", "many/by/name", "--train_lr")
     assert code == 2 and out == "" and err.startswith("error: ")
+
+
+def test_baselines_stand_beside_it(folders, run):
+    folder = trained("based")
+    asked = ("-e", "based", "--train_lr", "--data_amts", "40")
+    code, out, err = run(*asked, "--baselines")
+    assert code == 0, err
+    lines = [line.split() for line in out.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [
+        ["pixels", "fc_pixels_40.pt"],
+        ["untrained", "fc_untrained_40.pt"],
+        ["based", "fc_40.pt"],
+    ]
+    data = digits("train", label_seed=0)
+    rows = np.unique(data.rows)
+    classes = logistic.labels(data, rows)
+    cut = logistic.balanced(classes, 40)
+    images = data.store.read(rows)["images"].float()
+    mean, std = (torch.tensor(item)[:, None, None] for item in (data.info.mean, data.info.std))
+    pixels = ((images - mean) / std).flatten(1).half()
+    model = logistic.fit(pixels[cut], classes[cut], 10)
+    accuracy = model.accuracy(pixels[cut], classes[cut])
+    assert float(lines[0][2]) == pytest.approx(accuracy, abs=1e-4)
+    found = read(folder / "fc_pixels_40.pt")["state"]
+    torch.testing.assert_close(found["weight"], model.weight, atol=1e-3, rtol=0)
+    again = run(*asked, "--baselines")[1]
+    assert again == out  # untrained weights are drawn alike
+    assert run(*asked[:2], "--get_feats", "--baselines")[0] == 2
 
 
 def test_mistakes_are_one_line(folders, run):

@@ -26,9 +26,12 @@ class Encoder:
     Args:
         source: "EXP/name", or a snapshot that was opened.
         device: where it computes; None takes the accelerator that this process may use.
+        trained: with the snapshot's weights; otherwise as drawn with seed 0, which tells what
+            the network is worth without any training.
 
     Attributes:
         snapshot: `Snapshot`.
+        kind: 'trained' or 'untrained'.
         info: the `DataInfo` of the data that it was trained on.
         device: where it computes.
         out_feats: D of 'embedding'.
@@ -37,20 +40,27 @@ class Encoder:
         UserError: no such snapshot, or one that is damaged or lacks something.
     """
 
-    def __init__(self, source: str | Snapshot, device: torch.device | str | None = None):
+    def __init__(
+        self,
+        source: str | Snapshot,
+        device: torch.device | str | None = None,
+        trained: bool = True,
+    ):
         registry.discover()
         self.snapshot = snapshot.resolve(source) if isinstance(source, str) else source
+        self.kind = "trained" if trained else "untrained"
         self.device = torch.device(device or devices.best())
-        weights = self.snapshot.weights()
         # Initial weights are drawn and thrown away: the caller's random numbers stay the same.
         with (
             configure.isolated(self.snapshot.config, f"{self.snapshot.name}/config.gin"),
             torch.random.fork_rng(devices=[]),
         ):
+            torch.manual_seed(0)
             self.info = data_info(self.snapshot)
             choice = configure.value("Wrapper", "model_choice")
             self.backbone = registry.get("backbone", choice)(self.info, run_selfsup=False)
-        _load(self.backbone, weights, self.snapshot.name)
+        if trained:
+            _load(self.backbone, self.snapshot.weights(), self.snapshot.name)
         self.backbone.requires_grad_(False).eval()
         self.backbone.to(self.device, memory_format=torch.channels_last)
         self.out_feats: int = self.backbone.out_feats
@@ -81,6 +91,35 @@ class Encoder:
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"images are {images.dtype}, expected uint8")
+        return self(self._normalise.apply(images.to(self.device), {}))
+
+
+class Pixels:
+    """The images themselves in the place of features: what any network has to beat.
+
+    Args:
+        source: a snapshot, for whose data they are normalised.
+        device: where they are normalised.
+
+    Attributes:
+        snapshot, info, device, kind: as of `Encoder`.
+    """
+
+    kind = "pixels"
+
+    def __init__(self, source: Snapshot, device: torch.device | str | None = None):
+        self.snapshot = source
+        self.device = torch.device(device or devices.best())
+        with configure.isolated(source.config, f"{source.name}/config.gin"):
+            self.info = data_info(source)
+        self._normalise = Augmentation(dataclasses.replace(self.info, stored="uint8"), {})
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """'embedding' [B, C * H * W] of normalised images [B, C, H, W]."""
+        return {"embedding": images.to(self.device, torch.float32).flatten(1)}
+
+    def from_bytes(self, images: Tensor) -> dict[str, Tensor]:
+        """The same of RGB bytes."""
         return self(self._normalise.apply(images.to(self.device), {}))
 
 

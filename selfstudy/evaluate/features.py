@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from selfstudy.datasets.base import BaseDataset
-from selfstudy.evaluate.encoder import Encoder
+from selfstudy.evaluate.encoder import Encoder, Pixels
 from util import hdf5
 from util.errors import UserError
 from util.fetch import progress
@@ -48,7 +48,7 @@ class Table:
 
 
 def table(
-    encoder: Encoder,
+    encoder: Encoder | Pixels,
     data: BaseDataset,
     layers: tuple[str, ...] = ("embedding",),
     rows: np.ndarray | None = None,
@@ -90,7 +90,11 @@ def table(
 
 
 def key(
-    encoder: Encoder, data: BaseDataset, layers: tuple[str, ...], rows: np.ndarray, dtype: str
+    encoder: Encoder | Pixels,
+    data: BaseDataset,
+    layers: tuple[str, ...],
+    rows: np.ndarray,
+    dtype: str,
 ) -> str:
     """12 digits of everything that decides a table's content."""
     about = data.path.stat()
@@ -99,13 +103,14 @@ def key(
         about.st_size,
         about.st_mtime_ns,
     )
-    weights = encoder.snapshot.card["sha256"], encoder.snapshot.config, encoder.info
+    weights = encoder.kind, encoder.snapshot.card["sha256"], encoder.snapshot.config
+    weights += (encoder.info,)
     rows_hash = hashlib.sha256(np.ascontiguousarray(rows, np.int64)).hexdigest()
     text = repr((SCHEMA, weights, content, data.split, rows_hash, layers, dtype))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def check(encoder: Encoder, data: BaseDataset) -> None:
+def check(encoder: Encoder | Pixels, data: BaseDataset) -> None:
     """Refuse images that were normalised in another way, which nothing can undo exactly."""
     ours, theirs = encoder.info, data.info
     same = (ours.space, ours.mean, ours.std) == (theirs.space, theirs.mean, theirs.std)
@@ -117,7 +122,7 @@ def check(encoder: Encoder, data: BaseDataset) -> None:
 
 
 def _blocks(
-    encoder: Encoder, data: BaseDataset, layers: tuple[str, ...], rows: np.ndarray
+    encoder: Encoder | Pixels, data: BaseDataset, layers: tuple[str, ...], rows: np.ndarray
 ) -> Iterator[dict[str, Tensor]]:
     """Layer -> features of the next rows."""
     step = max(1, min(BATCH, BATCH_PIXELS // data.info.input_res**2))

@@ -128,7 +128,8 @@ class Wrapper(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Passed on to the method after each optimizer step; progress in [0, 1]."""
-        self.backbone.after_step(progress)
+        if self.run_selfsup:
+            self.backbone.after_step(progress)
 
 
 def _targets(info: DataInfo, out_classes: list[int] | None, dense: bool) -> dict[str, int]:
