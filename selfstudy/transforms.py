@@ -220,15 +220,19 @@ class Rotate90(Transform):
 class ResizedCrop(Transform):
     """Enlarge a random box to the full size, bilinearly; dense targets take the nearest.
 
-    The box has 20 to 100 % of the area and an aspect ratio of 3/4 to 4/3, uniform in area,
-    in the logarithm of the ratio and in position (Szegedy et al. 2015), with torchvision's
-    rounding to whole pixels; when ten draws do not fit it is the whole image. Parameters
-    [n, 4] int64: top, left, height, width.
+    The box has 20 to 100 % of the area (`scale`) and an aspect ratio of 3/4 to 4/3, uniform in
+    area, in the logarithm of the ratio and in position (Szegedy et al. 2015), with
+    torchvision's rounding to whole pixels; when ten draws do not fit it is the whole image.
+    Parameters [n, 4] int64: top, left, height, width.
     """
 
     geometric = True
 
     def __init__(self, scale: tuple[float, float] = (0.2, 1.0), ratio: float = 4 / 3):
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(
+                f"augment.crop_scale = {list(scale)}: expected shares such as [0.2, 1.0]"
+            )
         self.scale, self.ratio = scale, ratio
 
     def draw(self, n, height, width, generator, device):
