@@ -208,10 +208,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             return super().forward(images)
         narrow = images.dtype in (torch.float16, torch.bfloat16)
         wide, over = images.float() if narrow else images, [0, *range(2, images.ndim)]
-        # Each process has as many numbers, so the whole's moments are means of theirs.
-        means, variances = gather(torch.stack(_moments(wide, over))[None]).unbind(1)
-        mean = means.mean(0)
-        variance = variances.mean(0) + means.var(0, correction=0)
+        variance, mean = torch.var_mean(wide, over, correction=0)
+        mean, variance = pooled(mean, variance)
         self._remember(mean.detach(), variance.detach(), size() * wide[:, 0].numel())
         scale = (variance + self.eps).rsqrt()
         shift = -mean * scale
@@ -230,18 +228,25 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance * (count / (count - 1)), keep)
 
 
-def _moments(images: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:
-    variance, mean = torch.var_mean(images, over, correction=0)
-    return mean, variance
+def pooled(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the numbers of all processes, from those of this one's.
+
+    With gradients. Each process has as many numbers.
+    """
+    means, variances = gather(torch.stack((mean, variance))[None]).unbind(1)
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
 def synchronise(model: nn.Module) -> None:
-    """Make batch norms `SyncBatchNorm` where there are several processes.
+    """Make batch norms see the minibatches of all processes, where there are several.
 
-    They change their class and stay what they are otherwise: weights, types, modes, hooks.
+    Torch's change their class to `SyncBatchNorm` and stay what they are otherwise: weights,
+    types, modes, hooks. Others are told by an attribute that they have, `synchronised`.
     """
     if size() == 1:
         return
     for norm in model.modules():
         if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             norm.__class__, norm.process_group = SyncBatchNorm, None
+        elif hasattr(norm, "synchronised"):
+            norm.synchronised = True

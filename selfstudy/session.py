@@ -12,6 +12,7 @@ import torch
 from selfstudy import distributed, optim, registry, snapshot
 from selfstudy.augment import augment
 from selfstudy.loader import Loader, dataloader
+from selfstudy.monitor import Monitor
 from selfstudy.registry import Names, register
 from selfstudy.types import DENSE, Batch
 from util import meters
@@ -58,7 +59,7 @@ class Session:
     """
 
     uses = ("train/dataloader", "valid/dataloader", "test/dataloader", "augment", "optimizer",
-            "scheduler")  # fmt: skip
+            "scheduler", "monitor")  # fmt: skip
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Session:
                         for split in SPLITS if self.iters[split] != 0}  # fmt: skip
         self.info = info = self.loaders["train"].dataset.info
         self.task = registry.get("task", task)(info)
+        self.monitor = Monitor(self.task)
         # Weights are drawn on the CPU, the same for every device; 'meta' has none to draw.
         with self.device if self.device.type == "meta" else contextlib.nullcontext():
             self.model = registry.get("model", model)(info)
@@ -133,7 +135,9 @@ class Session:
         loss, metrics = self.task.evaluate(batch, self.model(batch))
         loss.backward()
         self.optimizer.step()  # makes the state that a checkpoint will hold
+        self.model.after_step(0.0)
         names = [f"{split}_{name}" for split in self.loaders for name in metrics]
+        names += self.monitor.names() if "valid" in self.loaders else []
         self.schedule.check_metric(names)
         return names
 
@@ -167,8 +171,9 @@ class Session:
             report: told the split and the minibatches done, to show progress.
 
         Returns:
-            train_*, valid_* and test_* means, the images per second, `mean_accuracy` (that of
-            the validation, or of the training without one), `best_accuracy`, `is_finished`.
+            train_*, valid_* and test_* means, what the `Monitor` finds, the images per second,
+            `mean_accuracy` (that of the validation, or of the training without one),
+            `best_accuracy`, `is_finished`.
         """
         # Everything random in a round derives from the seed and the round's number, so that a
         # resumed run draws what an uninterrupted one would have drawn.
@@ -177,11 +182,12 @@ class Session:
         images = self._train(report)
         log: dict[str, Any] = {"train": self.log["train"]}
         train_seconds = self._seconds(start)
+        self.monitor.begin(self.rounds_done + 1, self.rounds)
         for split in ("valid", "test"):
             if split in self.loaders and (split == "valid" or self._test_is_due()):
                 log[split] = self._evaluate(split, report)
         self.rounds_done += 1
-        numbers = meters.read(log)
+        numbers = meters.read(log) | self.monitor.numbers()
         self.schedule.after_round(numbers)
         accuracy = numbers.get("valid_accuracy", numbers.get("train_accuracy"))
         if accuracy is not None:
@@ -258,8 +264,11 @@ class Session:
                 batch = self.task.prepare(batch, generator)
                 if step % size == rank:  # others are drawn all the same, to draw alike
                     with self._autocast():
-                        _, metrics = self.task.evaluate(batch, self.forward(batch))
+                        out = self.forward(batch)
+                        _, metrics = self.task.evaluate(batch, out)
                     mean.update(metrics, len(batch.idxs))
+                    if split == "valid":
+                        self.monitor.keep(step, batch, out)
                 report(split, step + 1, count)
         return _merged(mean, self.device)
 

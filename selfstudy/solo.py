@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from selfstudy import devices
+from selfstudy import devices, summary
 from selfstudy.interrupt import Interrupts
 from selfstudy.plan import Plan, Row
 from selfstudy.trial import Rules, Trial, note_failure
@@ -72,4 +72,6 @@ def _run_one(
         result = trial.step(lambda *at: progress.partial(row.name, *at))
         if not result.get("interrupted"):
             progress.round(row.name, result)
+            if result.get("collapsed") == result["round"]:
+                progress.say(summary.collapse(row.name, result), "diverged")
     return result

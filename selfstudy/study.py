@@ -26,7 +26,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 import paths
 from selfstudy import plan as plans
-from selfstudy import search
+from selfstudy import search, summary
 from selfstudy.interrupt import Interrupts
 from selfstudy.trial import Rules, Superseded, Trial, again, note_failure
 from selfstudy.upkeep import Upkeep
@@ -219,6 +219,8 @@ class _Watch(tune.Callback):
             self.saved.add(name)
         else:
             self.progress.round(name, line)
+            if line.get("collapsed") == line["round"]:
+                self.progress.say(summary.collapse(name, line), "diverged")
             self._memory(name, line)
 
     def _unsaved(self, name: str, why: str | None) -> None:

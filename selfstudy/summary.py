@@ -14,6 +14,11 @@ from util.manifest import Manifest
 from util.progress import clock, headings, setting, table
 
 SHOWN = 24  # trials in a table; misc/results.py lists them all
+COLLAPSE = {  # the numbers that tell of one
+    "valid_feature_std": "spread",
+    "valid_rank_me": "RankMe",
+    "valid_pretext_spread": "spread in the pretext task",
+}
 
 
 def plan_table(plan: Plan, rounds: list[float]) -> str:
@@ -74,7 +79,20 @@ def results(plan: Plan, failed: dict[str, str], seconds: float) -> str:
         text += f"\n{name} failed: {printable(why)}"
         if (plan.folder / name / paths.ERROR).exists():
             text += f" (see {name}/{paths.ERROR})"
+    for name, last in lasts.items():
+        if last.get("collapsed"):
+            text += f"\n{collapse(name, last)}"
     return text
+
+
+def collapse(name: str, line: dict[str, Any]) -> str:
+    """What a trial's result that has 'collapsed', the round when it began, tells in a line."""
+    told = [f"{what} {line[key]:.3g}" for key, what in COLLAPSE.items()
+            if isinstance(line.get(key), float)]  # fmt: skip
+    return (
+        f"{name}: collapsed in round {line['collapsed']}, it makes nearly the same of all "
+        f"images ({', '.join(told)}); see docs/explanation/pretraining.md"
+    )
 
 
 def _number(value: Any) -> str:

@@ -17,7 +17,7 @@ import torch
 
 import paths
 import util.files as files
-from selfstudy import configure, devices, registry, snapshot
+from selfstudy import configure, devices, monitor, registry, snapshot
 from selfstudy.parallel import Crew
 from selfstudy.registry import Names
 from selfstudy.session import Report
@@ -212,6 +212,8 @@ class Trial:
         result |= {"total_s": self.seconds, "time": time.time(), **devices.memory()}
         if "exploited" in self.result:
             result["exploited"] = self.result["exploited"]
+        if monitor.collapsed(result):  # and in which round it was so first
+            result["collapsed"] = self.result.get("collapsed", result["round"])
         weights = getattr(getattr(self.session, "model", None), "report", None)
         if weights and self.session.rounds_done == 1:
             result["weights"] = weights

@@ -76,7 +76,13 @@ TABLE = {
     ),
     "selfstudy/tasks/*.py": (
         1,
-        "gin torch selfstudy.tasks.* selfstudy.registry selfstudy.types util.errors",
+        "gin torch selfstudy.distributed selfstudy.tasks.* selfstudy.registry selfstudy.types "
+        "util.errors",
+    ),
+    "selfstudy/monitor.py": (
+        1,
+        "gin torch sklearn selfstudy.distributed selfstudy.losses.* selfstudy.tasks.base "
+        "selfstudy.types util.errors",
     ),
     "selfstudy/methods/*.py": (
         1,
@@ -93,9 +99,9 @@ TABLE = {
     "selfstudy/snapshot.py": (1, f"torch paths util.checkpoints {LEAVES}"),
     "selfstudy/session.py": (
         2,
-        "gin torch selfstudy.augment selfstudy.distributed selfstudy.loader selfstudy.optim "
-        "selfstudy.registry "
-        "selfstudy.snapshot selfstudy.types util.meters util.errors",
+        "gin torch selfstudy.augment selfstudy.distributed selfstudy.loader selfstudy.monitor "
+        "selfstudy.optim selfstudy.registry selfstudy.snapshot selfstudy.types util.meters "
+        "util.errors",
     ),
     "selfstudy/simulation.py": (2, "gin torch selfstudy.registry util.errors"),
     "selfstudy/devices.py": (1, "torch"),
@@ -112,10 +118,9 @@ TABLE = {
     ),
     "selfstudy/trial.py": (
         3,
-        "gin torch paths selfstudy.configure selfstudy.devices selfstudy.parallel "
-        "selfstudy.registry "
-        "selfstudy.session selfstudy.snapshot util.checkpoints util.environment util.hparams "
-        f"util.mirror {LEAVES}",
+        "gin torch paths selfstudy.configure selfstudy.devices selfstudy.monitor "
+        "selfstudy.parallel selfstudy.registry selfstudy.session selfstudy.snapshot "
+        f"util.checkpoints util.environment util.hparams util.mirror {LEAVES}",
     ),
     "selfstudy/rehearsal.py": (
         3,
@@ -150,10 +155,17 @@ TABLE = {
         4,
         f"paths selfstudy.configure selfstudy.plan util.manifest util.progress {LEAVES}",
     ),
+    "selfstudy/presets.py": (
+        5,
+        "torch selfstudy.configure selfstudy.devices selfstudy.interrupt selfstudy.plan "
+        "selfstudy.preflight selfstudy.rayconfig selfstudy.registry selfstudy.session "
+        "selfstudy.shares selfstudy.solo selfstudy.values util.environment util.errors "
+        "util.progress",
+    ),
     "selfstudy/solo.py": (
         4,
-        "selfstudy.devices selfstudy.interrupt selfstudy.plan selfstudy.trial "
-        "selfstudy.upkeep util.progress",
+        "selfstudy.devices selfstudy.interrupt selfstudy.plan selfstudy.summary "
+        "selfstudy.trial selfstudy.upkeep util.progress",
     ),
     "selfstudy/cluster.py": (
         4,
@@ -162,8 +174,8 @@ TABLE = {
     "selfstudy/study.py": (
         4,
         "ray paths selfstudy.devices selfstudy.interrupt selfstudy.plan selfstudy.rayenv "
-        "selfstudy.search selfstudy.shares selfstudy.trial selfstudy.upkeep util.checkpoints "
-        f"util.progress {LEAVES}",
+        "selfstudy.search selfstudy.shares selfstudy.summary selfstudy.trial selfstudy.upkeep "
+        f"util.checkpoints util.progress {LEAVES}",
     ),
     "main.py": (
         5,

@@ -185,7 +185,9 @@ def test_two_views_differ_but_share_their_flip():
 # ---- targets --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, dict(resized_crop=True), dict(crop=False)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(resized_crop=True), dict(crop=False), dict(share_flip=False)]
+)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_dense_targets_move_with_the_first_view(options, dtype):
     """A target that is the picture itself must stay the picture itself."""
@@ -242,14 +244,16 @@ def test_dense_targets_of_another_size_are_refused():
         )
 
 
-def test_a_mirrored_pose_swaps_left_and_right():
+@pytest.mark.parametrize("share_flip", [True, False])
+def test_a_mirrored_pose_swaps_left_and_right_with_the_first_view(share_flip):
     pose = torch.arange(5).repeat(20)
     images = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
     images[..., 0] = 255  # the left edge is bright, until mirrored
     only_flip = dict(color_jitter=False, grayscale=False, crop=False, cutout=False)
-    (view, _), moved = augment(data_info(), True, **only_flip)(
+    (view, other), moved = augment(data_info(), True, share_flip=share_flip, **only_flip)(
         images, {"pose": pose}, generator(), views=2
     )
+    assert torch.equal(view, other) == share_flip
     mirrored = view[:, 0, 0, 0] < 0
     assert 30 < mirrored.sum() < 70
     swapped = torch.tensor([0, 3, 2, 1, 4])[pose]

@@ -142,7 +142,7 @@ def test_without_a_default_none_is_mentioned():
 def test_a_registered_name_is_checked_with_its_place_and_the_nearest():
     text = refusal(params=("session.task = 'RotatTask'",))
     assert text.startswith("-p 'session.task = 'RotatTask'': no task is called 'RotatTask' - ")
-    assert "did you mean 'RotateTask'? (known: ClassifyTask, " in text
+    assert "did you mean 'RotateTask'? (known: AMDIMTask, " in text
     text = refusal(overrides={"Wrapper.model_choice": "rotat"})
     assert text.startswith("ray config: no backbone is called 'rotat' - did you mean 'rotate'?")
 
@@ -509,7 +509,8 @@ def test_the_printed_configuration_parses_back_to_the_same(write):
 # ---- what would be built --------------------------------------------------------------------
 
 ALWAYS = {"session", "Wrapper", "init_resnet", "ResNet", "augment", "optimizer", "scheduler",
-          "train/dataloader", "valid/dataloader", "test/dataloader", "BaseDataset"}  # fmt: skip
+          "train/dataloader", "valid/dataloader", "test/dataloader", "BaseDataset",
+          "monitor"}  # fmt: skip
 NEEDED = ("scheduler.milestones = [1, 2]", "scheduler.target_lrs = 0.1")
 
 
@@ -625,3 +626,31 @@ def test_an_isolated_text_is_a_strangers(text):
     with pytest.raises(UserError, match="inner:1: "), configure.isolated(text, "inner"):
         raise AssertionError("not reached")
     assert configure.bound() == {}
+
+
+# ---- files that a search names --------------------------------------------------------------
+
+
+def test_a_searchs_file_comes_after_g_and_before_p(write):
+    write("first", "optimizer.lr = 1\noptimizer.weight_decay = 1\noptimizer.momentum = 0.1")
+    write("second", "optimizer.lr = 2\noptimizer.weight_decay = 2")
+    write("third", "optimizer.lr = 3")
+    found = load("first", params=("optimizer.weight_decay = 5",), overrides={
+        "include": ["second", "third"], "optimizer.momentum": 0.9})  # fmt: skip
+    assert found == {
+        "optimizer.lr": 3.0,
+        "optimizer.weight_decay": 5.0,
+        "optimizer.momentum": 0.9,
+    }
+    assert load(overrides={"include": "second"})["optimizer.lr"] == 2
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [("secund", "ray config: no config/gin/secund.gin - did you mean 'second'? "
+      "(known: second)"),
+     (3, "ray config: 'include' takes names of gin files such as 'digits/r9/simclr', not 3")],
+)  # fmt: skip
+def test_a_searchs_file_must_be_one(write, value, text):
+    write("second", "optimizer.lr = 2")
+    assert refusal(overrides={"include": value}) == text

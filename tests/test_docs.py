@@ -1,5 +1,6 @@
 """What the documentation says is there: parameters, flags, files, links, the example's code."""
 
+import os
 import re
 import runpy
 import shlex
@@ -19,7 +20,8 @@ from util import files
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-EXAMPLE = ROOT / "docs" / "how-to" / "add-a-dataset.md"
+DATASET = ROOT / "docs" / "how-to" / "add-a-dataset.md"
+METHOD = ROOT / "docs" / "how-to" / "add-a-method.md"
 FAULTS = (ROOT / "docs" / "explanation" / "fault-model.md").read_text(encoding="utf-8")
 
 
@@ -103,7 +105,7 @@ def test_bindings_in_the_text_exist():
     """Also those in prose and in files, such as `session.test_every = 1`."""
     registry.discover()
     prose = "\n".join(path.read_text("utf-8") for path in [*PAGES, ROOT / "README.md"]
-                      if path != EXAMPLE)  # fmt: skip
+                      if path not in (DATASET, METHOD))  # fmt: skip
     inline = re.findall(r"`((?:\w+/)?\w+\.\w+ = [^`]+)`", prose)
     bound = "".join(blocks(prose, "gin")).splitlines()
     lines = [line.partition("#")[0].strip() for line in bound if "include" not in line]
@@ -204,7 +206,7 @@ print(data.info.rows, data.classes)
 
 @pytest.mark.slow
 def test_the_example_data_set_works(tmp_path):
-    page = EXAMPLE.read_text(encoding="utf-8")
+    page = DATASET.read_text(encoding="utf-8")
     (module,), (gin_file,) = blocks(page, "python"), blocks(page, "gin")
     (tmp_path / "tiles.py").write_text(module)
     (tmp_path / "gin" / "tiles" / "r9").mkdir(parents=True)
@@ -217,3 +219,31 @@ def test_the_example_data_set_works(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ("{'train': 81, 'valid': 9, 'test': 10} ['plain', 'patterned']\n")
+
+
+PLUGIN = """
+from pathlib import Path
+import paths
+import selfstudy.methods
+folder = Path(__file__).parent
+selfstudy.methods.__path__.append(str(folder / "methods"))
+paths.GIN_DIR = folder / "gin"
+"""
+
+
+@pytest.mark.slow
+def test_the_example_method_passes_the_tests_of_all_methods(tmp_path):
+    page = METHOD.read_text(encoding="utf-8")
+    (module,), (gin_file,) = blocks(page, "python"), blocks(page, "gin")
+    assert len(module.splitlines()) <= 60
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "tico.py").write_text(module)
+    shutil.copytree(ROOT / "config" / "gin", tmp_path / "gin")
+    (tmp_path / "gin" / "digits" / "r9" / "tico.gin").write_text(gin_file)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider",
+               "tests/test_methods.py", "-k", "tico"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 9

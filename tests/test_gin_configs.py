@@ -12,8 +12,10 @@ import torch
 
 import paths
 from selfstudy import configure, registry, rehearsal
+from selfstudy.augment import augment
 from selfstudy.configure import Spec
 from selfstudy.session import Session
+from selfstudy.types import DataInfo
 from util.errors import UserError
 
 RES, ROWS = 16, 48
@@ -125,6 +127,171 @@ def test_each_fragment_parses_alone(path):
     importlib.import_module("selfstudy.render.world")  # which no session needs
     load(names=(str(path.relative_to(paths.GIN_DIR)),))
     assert configure.bound()
+
+
+# ---- recipes of the contrastive family ------------------------------------------------------
+
+COMMON = {
+    "init_resnet.choice": "resnet18",
+    "ResNet.out_feats": None,
+    "ResNet.skip_init_pool": False,
+    "train/dataloader.batch_size": 256,
+    "optimizer.lr": 0.5,
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 1e-4,
+    "scheduler.scheduler_fn": "CosineAnnealingLR",
+    "scheduler.milestones": [320],
+    "scheduler.arguments": {"T_max": 320, "eta_min": 0},
+    "projection.layers": 2,
+    "projection.hidden": 512,
+    "projection.out": 128,
+    "projection.norm": None,
+    "prediction.layers": 0,
+    "augment.resized_crop": True,
+    "augment.photo_jitter": [0.4, 0.4, 0.4, 0.1],
+    "augment.grayscale": True,
+    "augment.flip": True,
+    "augment.blur": True,
+}
+STL10 = {
+    "session.dataset": "STL10Dataset",
+    "STL10Dataset.part": "all",
+    "BaseDataset.input_res": 96,
+    "BaseDataset.double_sample": True,
+    "ResNet.small_stem": False,
+}
+MOCO = {
+    "session.task": "MoCoTask",
+    "MoCoModel.queue_size": 65536,
+    "MoCoTask.temperature": 0.2,
+    "MoCoTask.loss": "ce",
+    "MoCoTask.in_batch": False,
+    "Lagging.momentum": 0.996,
+    "Lagging.momentum_schedule": False,
+    "Lagging.both_as_queries": None,
+    "optimizer.optim_fn": "SGD",
+}
+LARS = {"optimizer.optim_fn": "LARS", "optimizer.exclude": [".bias", ".bn"]}
+VIC = {
+    **LARS,
+    "session.task": "VICRegTask",
+    "VICRegTask.invariance": 25,
+    "VICRegTask.variance": 25,
+    "VICRegTask.covariance": 1,
+    "VICRegTask.eps": 1e-4,
+    "VICRegTask.halve_variance": False,
+    "TwoViews.unit_sphere": None,
+    "projection.layers": 3,
+    "projection.norm": "bn",
+}
+RECIPES = {
+    "stl10/r18/moco": {**COMMON, **STL10, **MOCO},
+    "stl10/r18/eqco": {
+        **COMMON, **STL10, **MOCO, "session.task": "EqCoTask", "EqCoTask.alpha": 65536,
+        "MoCoModel.queue_size": 256,
+    },
+    "stl10/r18/byol": {
+        **COMMON, **STL10, **LARS, "session.task": "BYOLTask", "Lagging.momentum": 0.996,
+        "Lagging.momentum_schedule": True, "Lagging.both_as_queries": None,
+        "projection.norm": "bn", "prediction.layers": 2, "prediction.hidden": 512,
+        "prediction.norm": "same",
+        "optimizer.arguments": {"eta": 1e-3, "warmup_steps": 1},
+    },
+    "stl10/r18/simclr": {
+        **COMMON, **STL10, "session.task": "SimCLRTask", "SimCLRTask.temperature": 0.2,
+        "SimCLRTask.same_view_negatives": False, "optimizer.optim_fn": "SGD",
+    },
+    "stl10/r18/vicreg": {
+        **COMMON, **STL10, **VIC,
+        "scheduler.arguments": {"T_max": 320, "eta_min": 0.002},
+        "optimizer.arguments": {"eta": 1e-3, "warmup_steps": 10},
+    },
+    "cifar/r18/vicreg": {
+        **COMMON, **VIC, "session.dataset": "CIFARDataset", "CIFARDataset.use_100": False,
+        "CIFARDataset.to_lab": False, "BaseDataset.input_res": 32,
+        "BaseDataset.double_sample": True, "ResNet.small_stem": True,
+        "ResNet.stem_padding": 2, "augment.blur": False, "projection.hidden": 2048,
+        "projection.out": 2048, "optimizer.lr": 0.3,
+        "optimizer.arguments": {"eta": 0.02, "warmup_steps": 10},
+    },
+    "imagenet/r50/moco": {
+        **COMMON, **MOCO, "session.dataset": "ImageNetDataset", "BaseDataset.input_res": 224,
+        "init_resnet.choice": "resnet50", "projection.hidden": 2048, "optimizer.lr": 0.03,
+        "scheduler.milestones": [8000], "scheduler.arguments": {"T_max": 8000, "eta_min": 0},
+        "trial.processes": 8, "session.batch_norm": "local",
+        "Lagging.shuffle_batch_norm": True,
+    },
+}  # fmt: skip
+
+
+def built(*names: str) -> dict:
+    """What a trial would build: name -> value."""
+    configure.load(Spec(names))
+    parts = configure.would_build("trial")
+    return {f"{part}.{key}": item for part, items in parts.items()
+            for key, item in items.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_have_the_published_figures(name):
+    found = built(name)
+    assert {key: found[key] for key in RECIPES[name]} == RECIPES[name]
+
+
+@pytest.mark.parametrize(("name", "rows", "rounds"), [
+    ("stl10/r18/moco", 104_500, 1),
+    ("cifar/r18/vicreg", 45_000, 1),
+    ("imagenet/r50/moco", 1_281_167 - 5_000, 40),
+])  # fmt: skip
+def test_an_epoch_of_a_recipe_has_so_many_rounds(name, rows, rounds):
+    most = built(name)["BaseDataset.max_images"] // 2
+    assert -(-rows // most) == rounds
+
+
+def test_moco_v1_is_a_method_and_a_change_of_v2():
+    v1 = {"projection.layers": 1, "MoCoTask.temperature": 0.07, "Lagging.momentum": 0.999,
+          "augment.blur": False, "augment.photo_jitter": [0.4] * 4}  # fmt: skip
+    assert built("stl10/r18/moco", "base/moco_v1") == built("stl10/r18/moco") | v1
+    alone = load(names=("base/moco_v1",))
+    assert {key: alone[key] for key in v1} == v1 and alone["session.task"] == "MoCoTask"
+
+
+def test_the_wide_network_is_a_change_of_any_method():
+    wide = {"ResNet.width": 3, "projection.out": 384}
+    for name in ("stl10/r18/moco", "digits/r9/byol"):
+        assert built(name, "base/wide3") == built(name) | wide
+
+
+# View -> what it changes the pictures by, beside making two of each.
+SPACE, APPEARANCE = {"resized_crop", "flip"}, {"photo_jitter", "grayscale", "blur"}
+INFO = DataInfo(3, 16, "rgb", "uint8", (127.0,) * 3, (64.0,) * 3)
+VIEWS = {"default": SPACE | APPEARANCE, "ventral": SPACE, "dorsal": APPEARANCE}
+
+
+@pytest.mark.parametrize("method", ["stl10/r18/moco", "fashion/r9/simclr", "cifar/r9/amdim"])
+@pytest.mark.parametrize("views", VIEWS)
+def test_the_views_of_the_invariance_study_go_with_any_method(method, views):
+    configure.load(Spec((method, f"base/views_{views}")))
+    made = augment(INFO, True)
+    assert made.transforms.keys() == VIEWS[views] and not made.share_flip
+    assert configure.value("BaseDataset", "double_sample")
+    if jitter := made.transforms.get("photo_jitter"):
+        blur = made.transforms["blur"]
+        assert jitter.strengths == (0.4, 0.4, 0.4, 0.1) and jitter.probability == 0.8
+        assert blur.probability == 0.5 and blur.sigmas == (0.1, 2.0)
+    if crop := made.transforms.get("resized_crop"):
+        assert crop.scale == (0.2, 1.0)
+
+
+def test_dorsal_pictures_are_whole():
+    """Only the appearance changes: black and white halves stay where they are."""
+    configure.load(Spec(("digits/r9/simclr", "base/views_dorsal"), ("augment.blur = False",)))
+    images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
+    images[..., 8:] = 255
+    views, _ = augment(INFO, True)(images, {}, torch.Generator().manual_seed(0), 2)
+    for view in views:
+        assert torch.equal(view[..., :8], view[..., :1, :1].expand(-1, -1, 16, 8))
+        assert torch.equal(view[..., 8:], view[..., :1, 8:9].expand(-1, -1, 16, 8))
 
 
 # ---- published names ------------------------------------------------------------------------

@@ -1,195 +1,23 @@
-"""AMDIM, CMC and the VAE: what they compute, that they learn, and what they keep."""
+"""What is special in AMDIM, CMC and the autoencoder."""
 
 import dataclasses
-import functools
 import math
 
 import gin
-import h5py
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-import paths
-from selfstudy import configure, registry, snapshot
+from selfstudy import registry
 from selfstudy.methods import amdim, cmc, vae
 from selfstudy.models.wrapper import Wrapper
-from selfstudy.session import Session
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
 registry.discover()
 DOUBLE = torch.float64
 INFO = DataInfo(3, 16, "lab", "uint8", (0.0,) * 3, (1.0,) * 3, {"train": 40}, {"class": 10})
-RES, ROWS = 16, 120
-
-SMALL = (
-    "dataloader.batch_size = 20", "ResNet.width = 0.125", "ResNet.out_feats = 16",
-    "session.valid_iters = 2", "session.test_iters = 0",
-)  # fmt: skip
-BLOBS = (
-    "session.dataset = 'SynDataset'", "SynDataset.dataset_choice = 'blobs'",
-    f"BaseDataset.input_res = {RES}", "BaseDataset.num_valid = 10", "session.train_iters = -1",
-    "BaseDataset.predict_pose = False", "Wrapper.out_classes = [10]",
-)  # fmt: skip
-# Method -> file and settings; CMC needs colours, which digits do not have.
-METHODS = {
-    "vae": ("digits/r9/vae", (*SMALL, "session.train_iters = 6", "VAETask.lmd = 0.001")),
-    "inpainting": ("digits/r9/vae", (*SMALL, "session.train_iters = 6",
-                                     "VAEModel.inpainting = True")),
-    "amdim": ("digits/r9/amdim", (*SMALL, "session.train_iters = 6")),
-    "cmc": ("syn/r9n/cmc", (*SMALL, *BLOBS, "CMCModel.nce_k = 32")),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def blobs(shared_data):
-    """Pictures of 4 x 4 random cells whose colour goes with their lightness; the digits."""
-    path = shared_data / "syn" / "blobs" / f"data_{RES}.h5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    random = np.random.RandomState(0)
-    with h5py.File(path, "w") as file:
-        red = random.randint(0, 256, (ROWS, 1, 4, 4))
-        cells = np.concatenate((red, 255 - red, np.full_like(red, 128)), 1).astype(np.uint8)
-        file["data"] = cells.repeat(RES // 4, 2).repeat(RES // 4, 3)
-        file["targets"] = (np.arange(ROWS) % 10).astype(np.int64)
-    return shared_data
-
-
-@pytest.fixture(autouse=True)
-def folders(blobs, monkeypatch):
-    monkeypatch.setattr(paths, "DATA_DIR", blobs)
-
-
-def session(name, *params, device="cpu"):
-    file, settings = METHODS[name]
-    configure.load(configure.Spec((file,), (*settings, *params)))
-    made = Session(torch.device(device))
-    gin.clear_config()
-    return made
-
-
-def numbers(result):
-    return {key: item for key, item in result.items() if key not in ("images_per_s", "round_s")}
-
-
-def state(model):
-    return {name: item.clone() for name, item in model.state_dict().items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(
-        torch.equal(item, second[name]) for name, item in first.items()
-    )
-
-
-# ---- all of them ----------------------------------------------------------------------------
-
-
-# Rounds, and what a metric is to fall below: of pixels with a variance of 1, or of what chance
-# gives among 20 images, ln(1 + 19 * 25) * 2 + ln(1 + 19 * 49) = 19.2 and 2 * ln(1 + 32) = 7.0.
-LEARNT = {
-    "vae": (7, "valid_pretext_error", 0.6),
-    "inpainting": (7, "valid_pretext_error", 0.6),
-    "amdim": (7, "train_pretext_loss", 18.5),
-    "cmc": (20, "train_pretext_loss", 5.8),
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_it_learns(name):
-    rounds, metric, bound = LEARNT[name]
-    rate = 0.01 if name == "cmc" else 0.003
-    made = session(name, "scheduler.milestones = [1, 30]", f"scheduler.target_lrs = {rate}",
-                   f"augment.do_augment = {name != 'cmc'}")  # fmt: skip
-    results = [made.round() for _ in range(rounds)]
-    assert results[0][metric] > 1.5 * bound or name == "amdim"
-    assert results[-1][metric] < bound
-    assert all(math.isfinite(item) for item in results[-1].values())
-    assert results[-1]["valid_pretext_spread"] > 0.1
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_gradients_reach_the_whole_encoder_and_none_comes_from_the_probes(name):
-    def gradients(probes):
-        made = session(name, f"Wrapper.run_classifier = {probes}")
-        model, task = made.model.train(), made.task
-        batch = next(iter(made.loaders["train"]))
-        batch = task.prepare(batch, torch.Generator().manual_seed(1))
-        torch.manual_seed(1)
-        loss, _ = task.evaluate(batch, model(batch))
-        loss.backward()
-        encoder = model.backbone.encoder
-        return {key: item.grad for key, item in encoder.named_parameters()}
-
-    with_probes, without = gradients(True), gradients(False)
-    assert all(item is not None and item.any() for item in with_probes.values())
-    assert same(with_probes, without)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_two_rounds_are_one_saved_and_one_more(name, tmp_path):
-    few = "session.train_iters = 3"
-    whole, first = session(name, few), session(name, few)
-    results, again = [numbers(whole.round()) for _ in range(2)], [numbers(first.round())]
-    snapshot.save(tmp_path / "half", first.state_dict(), "", {})
-    torch.manual_seed(12345)
-    second = session(name, few)
-    second.load_state_dict(snapshot.Snapshot.open(tmp_path / "half").state())
-    assert results == [*again, numbers(second.round())]
-    assert same(whole.model.state_dict(), second.model.state_dict())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_evaluation_changes_nothing_and_repeats(name):
-    made = session(name)
-    made.round()
-    before, random = state(made.model), torch.get_rng_state()
-    first = made._evaluate("valid", lambda *_: None)
-    assert same(before, state(made.model)) and torch.equal(random, torch.get_rng_state())
-    second = made._evaluate("valid", lambda *_: None)
-    assert first.names == second.names and torch.equal(first.values, second.values)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_rehearsal_knows_the_metrics(name):
-    promised = session(name, device="meta").rehearse()
-    found = session(name).round()
-    assert set(promised) == {key for key in found if key.startswith(("train_", "valid_"))}
-
-
-@pytest.mark.parametrize("name", ["vae", "amdim", "amdim_ref", "cmc"])
-def test_only_the_encoder_is_built_when_only_features_are_wanted(name):
-    gin.bind_parameter("ResNet.width", 0.125)
-    info = dataclasses.replace(INFO, input_res=32)
-    whole, bare = (registry.get("backbone", name)(info, selfsup) for selfsup in (True, False))
-    assert all(key.startswith("encoder.") for key in bare.state_dict())
-    assert not all(key.startswith("encoder.") for key in whole.state_dict())
-    bare.load_state_dict(
-        {k: v for k, v in whole.state_dict().items() if k in bare.state_dict()}
-    )
-    images = torch.randn(2, 3, 32, 32)
-    feats, same_feats = (net.eval().encode(images) for net in (whole, bare))
-    assert torch.equal(feats.pooled, same_feats.pooled)
-    assert feats.pooled.shape == (2, bare.out_feats)
-    assert feats.dense.shape[1] == bare.dense_feats
-
-
-@pytest.mark.parametrize("name", ["vae", "amdim", "cmc"])
-def test_dense_probes_beside_it(name):
-    gin.bind_parameter("ResNet.width", 0.125)
-    info = dataclasses.replace(INFO, targets={"segment": 3, "depth": 0})
-    model = Wrapper(info, model_choice=name, dense_pred=True)
-    task = next(registry.get("task", key)(info) for key in registry.names("task")
-                if registry.get("task", key).backbone == name)  # fmt: skip
-    images = torch.randn(2, 2, 3, 16, 16)
-    targets = {"segment": torch.randint(3, (2, 16, 16)), "depth": torch.rand(2, 16, 16)}
-    batch = task.prepare(Batch(tuple(images), targets, torch.arange(2)), None)
-    loss, metrics = task.evaluate(batch, model(batch))
-    assert torch.isfinite(loss) and {"fc_segment_accuracy", "mlp_depth_rmse"} <= metrics.keys()
-
 
 # ---- the autoencoder ------------------------------------------------------------------------
 
@@ -541,10 +369,3 @@ def test_a_bank_that_is_too_small_is_said_at_the_first_step():
 def test_numbers_that_make_no_sense_are_refused(options, text):
     with pytest.raises(UserError, match=f"CMCModel.{text}: expected"):
         cmc_model(**options)
-
-
-def test_the_task_needs_the_method_to_run():
-    nothing = functools.partial(Batch, (), {}, torch.arange(2))
-    for task in (vae.VAETask(INFO), amdim.AMDIMTask(INFO), cmc.CMCTask(INFO)):
-        with pytest.raises(UserError, match="needs Wrapper.run_selfsup = True"):
-            task.pretext(nothing(), made_output())

@@ -1,16 +1,15 @@
-"""VICReg, Barlow Twins, SimSiam, supervised contrastive, SwAV and DINO on real digits."""
+"""What is special in VICReg, SimSiam, supervised contrastive, SwAV and DINO."""
 
 import dataclasses
-import io
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightly.loss import SwaVLoss
+from test_methods import META, differing, first_batch, judged, made
 from torch import Tensor
 
-from selfstudy import configure, registry
+from selfstudy import configure
 from selfstudy.configure import Spec
 from selfstudy.losses import contrastive
 from selfstudy.methods.dino import DINOModel
@@ -18,54 +17,13 @@ from selfstudy.methods.supcon import SupConTask
 from selfstudy.methods.swav import SwAVModel, SwAVTask
 from selfstudy.methods.vicreg import VICRegTask
 from selfstudy.models.views import Clock
-from selfstudy.session import Session
 from selfstudy.tasks.base import IGNORED
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
-METHODS = ("vicreg", "barlow", "simsiam", "supcon", "swav", "dino")
-NARROW = (
-    "ResNet.width = 0.1",
-    "projection.hidden = 32",
-    "projection.out = 32",
-    "dataloader.batch_size = 32",
-    "session.train_iters = 2",
-    "session.valid_iters = 1",
-    "session.test_iters = 0",
-)
-CPU, META = torch.device("cpu"), torch.device("meta")
 INFO = DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {}, {"class": 10})
 
 pytestmark = pytest.mark.usefixtures("folders")
-each = pytest.mark.parametrize("method", METHODS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def discovered():
-    registry.discover()
-
-
-def made(method: str, *params: str, device: torch.device = CPU) -> Session:
-    """A small session of `digits/r9/<method>`."""
-    configure.load(Spec((f"digits/r9/{method}",), (*NARROW, *params)))
-    return Session(device)
-
-
-def first_batch(session: Session, split: str = "train") -> Batch:
-    return next(session.loaders[split].batches(1))
-
-
-def judged(session: Session, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    return session.task.evaluate(batch, session.model(batch))
-
-
-def copied(session: Session) -> dict[str, Tensor]:
-    return {name: item.clone() for name, item in session.model.state_dict().items()}
-
-
-def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
-    assert one.keys() == other.keys()
-    return [name for name in one if not torch.equal(one[name], other[name])]
 
 
 def output(**selfsup: Tensor) -> Output:
@@ -75,107 +33,6 @@ def output(**selfsup: Tensor) -> Output:
 
 def batch_of(labels: Tensor) -> Batch:
     return Batch((), {"class": labels}, torch.arange(len(labels)))
-
-
-# ---- what holds for each --------------------------------------------------------------------
-
-
-@each
-def test_it_rehearses_without_memory(method):
-    names = made(method, device=META).rehearse()
-    assert {"train_pretext_loss", "valid_pretext_spread", "train_fc_class_accuracy"} <= {*names}
-
-
-def encoder_gradients(method: str, *params: str) -> dict[str, Tensor | None]:
-    session = made(method, *params)
-    judged(session, first_batch(session))[0].backward()
-    return {name: item.grad for name, item in session.model.backbone.encoder.named_parameters()}
-
-
-@each
-def test_its_gradient_reaches_the_whole_encoder_and_the_probes_give_none(method):
-    found = encoder_gradients(method)
-    alone = encoder_gradients(method, "Wrapper.run_classifier = False")
-    assert [name for name, item in found.items() if item is None or not item.any()] == []
-    for name, item in found.items():
-        torch.testing.assert_close(item, alone[name], rtol=1e-5, atol=1e-9)
-
-
-@each
-def test_its_loss_falls(method):
-    session = made(method, "session.train_iters = 15", "scheduler.milestones = [1, 2]",
-                   "session.valid_iters = 0", "projection.norm = 'bn'")  # fmt: skip
-    batch = first_batch(session)  # of training: the views of a validation are alike
-
-    def loss() -> float:
-        session.model.train()
-        with torch.no_grad():
-            return float(judged(session, batch)[1]["pretext_loss"])
-
-    before = loss()
-    session.round()
-    session.round()
-    assert loss() < before - 0.03 * abs(before)
-
-
-@each
-def test_it_continues_bit_for_bit(method):
-    """What happens only from some share of the run on happens before and after the cut."""
-    params = ["scheduler.milestones = [1, 2]"]
-    if method == "swav":
-        params += ["SwAVModel.queue_size = 40", "SwAVModel.queue_start = 0.1",
-                   "SwAVModel.frozen = 0.6"]  # fmt: skip
-    if method == "dino":
-        params += ["DINOModel.frozen = 0.1"]
-    whole = made(method, *params)
-    whole.round()
-    file = io.BytesIO()
-    torch.save(whole.state_dict(), file)
-    file.seek(0)
-    whole.round()
-    second = made(method, *params)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    second.round()
-    assert differing(copied(whole), copied(second)) == []
-
-
-@each
-def test_an_evaluation_leaves_everything_as_it_was(method):
-    session = made(method)
-    session.round()
-    before = copied(session)
-    session.model.eval()
-    with torch.inference_mode():
-        judged(session, first_batch(session, "valid"))
-    assert differing(before, copied(session)) == []
-    assert not getattr(session.model.backbone, "made", None)
-
-
-@each
-def test_constant_features_are_told_from_others(method):
-    session = made(method)
-    session.round()
-    session.model.eval()
-    batch = first_batch(session, "valid")
-    one = batch.views[0][:1].expand_as(batch.views[0])
-    with torch.no_grad():
-        alive = judged(session, batch)[1]
-        dead = judged(session, dataclasses.replace(batch, views=(one, one)))[1]
-    assert dead["pretext_spread"] < 1e-3 < 0.01 < alive["pretext_spread"]
-    assert abs(dead["pretext_positive"] - dead["pretext_negative"]) < 1e-3
-
-
-@each
-def test_without_its_own_part_only_the_encoder_is_left(method):
-    backbone = made(method, "Wrapper.run_selfsup = False", "session.task = 'ClassifyTask'",
-                    "Wrapper.finetune_classifier = True").model.backbone  # fmt: skip
-    assert {name.partition(".")[0] for name in backbone.state_dict()} == {"encoder"}
-
-
-@each
-def test_a_second_view_is_asked_for(method):
-    with pytest.raises(UserError, match="set BaseDataset.double_sample = True"):
-        made(method, "BaseDataset.double_sample = False", device=META).rehearse()
 
 
 @pytest.mark.parametrize(
@@ -227,21 +84,6 @@ def test_simsiam_learns_through_its_predictions_only():
     expected = -(F.cosine_similarity(p[0], z[1]) + F.cosine_similarity(p[1], z[0])).mean() / 2
     loss = session.task.pretext(batch, session.model(batch))["loss"]
     torch.testing.assert_close(loss, expected)
-
-
-def test_labels_reach_the_encoder_of_supcon_alone():
-    def gradients(method: str) -> Iterator[Tensor]:
-        session = made(method, "Wrapper.run_classifier = False")
-        batch = first_batch(session)
-        other = {**batch.targets, "class": batch.targets["class"].roll(1)}
-        for part in (batch, dataclasses.replace(batch, targets=other)):
-            session.model.zero_grad()
-            judged(session, part)[0].backward()
-            yield next(session.model.backbone.encoder.parameters()).grad.clone()
-
-    for method in METHODS:
-        one, other = gradients(method)
-        assert torch.equal(one, other) == (method != "supcon")
 
 
 def test_supcon_takes_an_image_without_a_label_for_a_class_of_its_own():
@@ -401,9 +243,10 @@ def test_the_last_layer_of_dino_has_unit_vectors_and_is_frozen_first():
 def test_dino_learns_with_a_vision_transformer():
     params = ("init_resnet.choice = 'vit'", "ViT.width = 16", "ViT.depth = 1", "ViT.heads = 1",
               "ViT.grid = 4")  # fmt: skip
-    found = encoder_gradients("dino", *params)
-    assert found and all(item is not None and item.any() for item in found.values())
-    assert made("dino", *params).round()["train_pretext_loss"] > 0
+    session = made("dino", *params)
+    judged(session, first_batch(session))[0].backward()
+    assert all(item.grad.any() for item in session.model.backbone.encoder.parameters())
+    assert session.round()["train_pretext_loss"] > 0
 
 
 def test_the_head_of_dino_is_smooth_in_student_and_teacher():

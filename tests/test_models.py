@@ -157,13 +157,3 @@ def test_warmup_holds_the_backbone_for_its_steps():
         model.before_step(steps)
         model(batch()).logits["fc/class"].sum().backward()
         assert any(item.grad is not None for item in model.backbone.parameters()) is reached
-
-
-@pytest.mark.parametrize("name", registry.names("backbone"))
-def test_every_backbone_encodes_and_steps(name):
-    model = Wrapper(INFO, model_choice=name).train()
-    feats = model.backbone.encode(batch().views[0])
-    assert feats.pooled.shape == (4, model.backbone.out_feats)
-    assert feats.dense.shape[1] == model.backbone.dense_feats
-    assert any(key.startswith("backbone.encoder.") for key in model.state_dict())
-    model.after_step(0.5)

@@ -5,6 +5,7 @@ import json
 import filelock
 import pytest
 
+import main
 import paths
 from selfstudy import configure, rayconfig, registry, shares
 from selfstudy import plan as plans
@@ -160,3 +161,15 @@ def test_what_was_planned_holds_where_the_file_is_read_again():
         again["checkpoint_at_end"] is False and rayconfig.exp_args("asha")["checkpoint_at_end"]
     )
     assert not isinstance(again["scheduler"], str) and again["config"]
+
+
+def test_without_a_file_a_sweep_of_files_has_no_other(monkeypatch):
+    args = main.parser().parse_args(["-r", "grid_methods", "--dry-run"])
+    plan, _ = main.planned(args)
+    assert plan.spec.gin == () and len(plan.rows) > 10
+    assert plan.rows[1].overrides == {"include": "digits/r9/simclr"}
+    assert plan.rows[1].name == "e_include=digits-r9-simclr_0001"
+    args = main.parser().parse_args(
+        ["-r", "grid_methods", "-g", "fashion/r9/moco", "--dry-run"]
+    )
+    assert main.planned(args)[0].spec.gin == ("fashion/r9/moco",)

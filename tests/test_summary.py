@@ -40,6 +40,12 @@ def test_the_best_trial_comes_as_a_command_that_parses_to_its_configuration(ende
     assert configure.bound()["simulation.fault"] == "none"
 
 
+def test_a_file_that_a_search_has_named_is_one_of_g(ended):
+    assert summary.command(ended, {"include": ["a", "b"], "x.y": 1}) == (
+        "python main.py -g simulation/search a b -p 'simulation.rounds = 4' 'x.y = 1'"
+    )
+
+
 def test_the_table_has_the_best_first_and_says_what_failed(ended):
     text = summary.results(ended, {ended.rows[2].name: "boom\x1b[31m"}, 61.0)
     first, second, third = [line.split() for line in text.splitlines()[1:4]]

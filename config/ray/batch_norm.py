@@ -11,7 +11,8 @@ docs/results/pretraining.md.
 
 from ray import tune
 
-NORMS = ("contrastive", "byol", "projection_bn", "prediction_bn", "none", "layer_norm", "random")
+NORMS = ("contrastive", "byol", "projection_bn", "prediction_bn", "none", "layer_norm",
+         "random")  # fmt: skip
 
 exp_args = {
     "checkpoint_at_end": True,

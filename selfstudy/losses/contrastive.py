@@ -14,6 +14,8 @@ from selfstudy.losses.precision import full_precision
 from selfstudy.losses.queue import queue_logsumexp
 from util.errors import UserError
 
+WATCHED = 4096  # to read a whole long queue again takes a twentieth of the loss's time
+
 
 class Contrast(NamedTuple):
     """A loss and what to watch beside it: detached 0-d tensors.
@@ -23,7 +25,8 @@ class Contrast(NamedTuple):
         top1, top5: share of queries whose positive is the first, or among the first five, of
             its 1 + negatives logits, ties counted against it; None without negatives.
         positive: mean cosine of the positive pairs.
-        negative: mean cosine of the negative pairs; None without negatives.
+        negative: mean cosine of the negative pairs, of a long queue those with its first
+            `WATCHED` rows; None without negatives.
     """
 
     loss: Tensor
@@ -154,8 +157,9 @@ def nt_xent(
         offset: the place of the local rows in them.
     """
     rows = torch.cat((z0, z1))
-    columns = rows if all_z0 is None else torch.cat((all_z0, all_z1))
-    own = _own(2, len(z0), len(columns) // 2, offset, z0.device)
+    alone = all_z0 is None or all_z0 is z0
+    columns = None if alone else torch.cat((all_z0, all_z1))
+    own = _own(2, len(z0), len(z0 if alone else all_z0), offset, z0.device)
     return _SoftmaxContrast.apply(rows, columns, own.roll(len(z0)), own, temperature)
 
 
@@ -214,35 +218,39 @@ def supervised_contrastive(
 class _SoftmaxContrast(torch.autograd.Function):
     """Mean cross-entropy of rows' positives among columns, the gradient made in forward.
 
-    The loss is a mean, so backward only scales; of R x C numbers only one copy is ever held.
+    The loss is a mean, so backward only scales; of R x C numbers two copies are ever held.
     """
 
     @staticmethod
     def forward(
         ctx,
         rows: Tensor,  # [R, D]
-        columns: Tensor,  # [C, D]
+        columns: Tensor | None,  # [C, D]; None: the rows
         positive: Tensor,  # [R], the column of each row's positive
         own: Tensor | None,  # [R], a column that a row does not see
         temperature: float,
     ) -> Tensor:
-        scaled = rows / temperature
-        weights = scaled @ columns.T
-        near = weights.gather(1, positive[:, None])
+        others = rows if columns is None else columns
+        logits = (rows / temperature) @ others.T
+        near = logits.gather(1, positive[:, None])
         if own is not None:
-            weights.scatter_(1, own[:, None], -torch.inf)
-        peak = weights.amax(1, True)
-        weights = weights.sub_(peak).exp_()
-        total = weights.sum(1, True)
-        grad_rows = grad_columns = None
+            logits.scatter_(1, own[:, None], -torch.inf)
+        shares = torch.softmax(logits, 1)
+        # The greatest share is 1 / (sum of the exponentials, each less the greatest logit).
+        logsum = logits.amax(1, True) - shares.amax(1, True).log()
         scale = 1 / (len(rows) * temperature)
-        if ctx.needs_input_grad[0]:  # softmax @ columns - positive
-            grad_rows = (weights @ columns).div_(total).sub_(columns[positive]).mul_(scale)
+        grad_rows = grad_columns = None
+        if ctx.needs_input_grad[0]:
+            if columns is None:  # one product for both sides; adding the transpose is slow
+                shares = logits.copy_(shares.T).add_(shares)
+            grad_rows = (shares @ others).sub_(others.index_select(0, positive)).mul_(scale)
+            if columns is None:
+                grad_rows.index_add_(0, positive, rows, alpha=-scale)
         if ctx.needs_input_grad[1]:
-            grad_columns = weights.T @ (rows / total)
+            grad_columns = shares.T @ rows
             grad_columns = grad_columns.index_add_(0, positive, rows, alpha=-1).mul_(scale)
         ctx.save_for_backward(grad_rows, grad_columns)
-        return (peak + total.log() - near).mean()
+        return (logsum - near).mean()
 
     @staticmethod
     @once_differentiable
@@ -317,8 +325,9 @@ def _contrast(
     total = torch.zeros_like(queries[0])
     if in_batch:
         total = (keys if all_keys is None else F.normalize(all_keys)).sum(0)
-    if queue is not None:
-        total = total + (1 / queue.norm(dim=1).clamp(min=1e-12)) @ queue
+    if queue is not None and len(queue):
+        seen = queue[:WATCHED]
+        total = total + len(queue) / len(seen) * F.normalize(seen).sum(0)
     negative = queries.mean(0) @ total - (positive if in_batch else 0)
     top1, top5 = (above < 1).float().mean(), (above < 5).float().mean()
     return Contrast(loss, top1, top5, positive, negative / count)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from selfstudy.losses.precision import full_precision
 
+ROWS = 1000  # queries that are compared with a bank at a time
+
 
 @torch.no_grad()
 @full_precision
@@ -64,6 +66,32 @@ def retrieval(
     # Its own key counts once; ties count against it.
     above = (scores >= scores.gather(1, own)).sum(1) - 1
     return (above < 1).float().mean(), (above < 5).float().mean()
+
+
+@torch.no_grad()
+@full_precision
+def nearest_classes(
+    queries: Tensor, bank: Tensor, classes: Tensor, neighbours: int, temperature: float
+) -> Tensor:
+    """Classes [M] of queries [M, D] by a vote of their nearest neighbours in a bank [N, D].
+
+    A neighbour's vote weighs exp(cosine / temperature) (Wu et al., arXiv 1805.01978, section
+    3.4). Of classes with equal votes the lowest number wins.
+
+    Args:
+        queries: [M, D].
+        bank: [N, D].
+        classes: [N] int64 from 0, of the bank.
+        neighbours: k; all of the bank, where that is smaller.
+        temperature: of the votes.
+    """
+    found, bank, count = [], F.normalize(bank), int(classes.max()) + 1
+    for rows in F.normalize(queries).split(ROWS):
+        scores, where = (rows @ bank.T).topk(min(neighbours, len(bank)))
+        votes = scores.new_zeros(len(rows), count)
+        votes.scatter_add_(1, classes[where], ((scores - 1) / temperature).exp())
+        found.append(votes.argmax(1))
+    return torch.cat(found)
 
 
 def health(z0: Tensor, z1: Tensor) -> dict[str, Tensor]:

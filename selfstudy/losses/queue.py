@@ -9,38 +9,42 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits at a time: 2 MiB of float32 fit a CPU's cache; a GPU wants fewer, larger kernels.
-_CELLS = {"cpu": 2**19}
+# Logits at a time: 1 MiB of float32 fits a CPU's cache; a GPU wants fewer, larger kernels.
+_CELLS = {"cpu": 2**18}
 _CELLS_OTHER = 2**24
 
 
 class _QueueSum(torch.autograd.Function):
-    """Online log-sum-exp (Milakov, Gimelshein, arXiv 1805.02867) with its gradient."""
+    """Softmax over the queue, and the mean of the queue under it, which is the gradient.
+
+    Blocks are joined as in Milakov, Gimelshein (arXiv 1805.02867).
+    """
 
     @staticmethod
     def forward(ctx, queries: Tensor, queue: Tensor, bar: Tensor, temperature: float):
         count, scaled = len(queries), queries / temperature
         size = max(1, _CELLS.get(queries.device.type, _CELLS_OTHER) // count)
-        logits_buffer, hits_buffer = queries.new_empty(2, count * min(size, len(queue)))
-        peak = queries.new_full((count, 1), -torch.inf)
-        total, above = torch.zeros_like(peak), torch.zeros_like(peak)
-        mean = torch.zeros_like(queries)  # of the queue, weighted by the exponentials
+        first, second = queries.new_empty(2, count * min(size, len(queue)))
+        logsum = queries.new_full((count, 1), -torch.inf)
+        above, mean = torch.zeros_like(logsum), torch.zeros_like(queries)
         for block in queue.split(size):
             shape, cells = (count, len(block)), count * len(block)
-            logits = torch.mm(scaled, block.T, out=logits_buffer[:cells].view(shape))
-            # Ones and zeros as floats: adding up booleans takes as long as a tenth of the rest.
-            above += torch.ge(logits, bar, out=hits_buffer[:cells].view(shape)).sum(1, True)
-            higher = torch.maximum(peak, logits.amax(1, True))
-            fade, peak = torch.exp(peak - higher), higher
-            weights = logits.sub_(peak).exp_()
-            total = total * fade + weights.sum(1, True)
+            logits, spare = first[:cells].view(shape), second[:cells].view(shape)
+            torch.mm(scaled, block.T, out=logits)
+            # Ones and zeros as floats: adding up booleans takes several times as long.
+            above += torch.ge(logits, bar, out=spare).sum(1, True)
+            # Torch's softmax takes less time than its exp. The greatest share is 1 / (sum of
+            # the exponentials, each less the greatest logit).
+            shares = torch.softmax(logits, 1, out=spare)
+            found = logits.amax(1, True) - shares.amax(1, True).log()
             if ctx.needs_input_grad[0]:
-                mean = mean.mul_(fade).addmm_(weights, block)
+                mean.lerp_(shares @ block, torch.sigmoid(found - logsum))
+            logsum = torch.logaddexp(logsum, found)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(mean.div_(total * temperature))
-        above = above[:, 0]
+            ctx.save_for_backward(mean.div_(temperature))
+        logsum, above = logsum[:, 0], above[:, 0]
         ctx.mark_non_differentiable(above)
-        return (peak + total.log())[:, 0], above
+        return logsum, above
 
     @staticmethod
     @once_differentiable

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.losses.banks import amdim_nce
 from selfstudy.models.amdim_ref import AmdimEncoder
@@ -119,12 +120,11 @@ class AMDIMTask(PretextTask):
         Here, where evaluation draws the same in every round.
         """
         idxs = batch.idxs
-        cells = {
-            f"cell{view}": torch.randint(
-                COARSE**2, idxs.shape, generator=generator, device=idxs.device
-            )
-            for view in (0, 1)
-        }
+
+        def draw(n: int) -> Tensor:
+            return torch.randint(COARSE**2, (n,), generator=generator, device=idxs.device)
+
+        cells = {f"cell{view}": distributed.drawn(draw, len(idxs)) for view in (0, 1)}
         return dataclasses.replace(batch, targets=batch.targets | cells)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
@@ -133,10 +133,10 @@ class AMDIMTask(PretextTask):
         'nce' (nats) is the mean over both directions of the sum of the three losses, 'penalty'
         half of the sum of all six penalties of large scores.
         """
-        first = self.output(out, "global0")
+        first = distributed.gather_plain(self.output(out, "global0"))
+        second = distributed.gather_plain(out.selfsup["global1"])
         parts = [self._one_way(batch, out, view) for view in (0, 1)]
         nce, penalty = torch.stack(parts).mean(0)
-        second = out.selfsup["global1"]
         top1, top5 = monitors.retrieval(first, second)
         return {"loss": nce + penalty, "accuracy": top1, "top5": top5, "nce": nce,
                 "penalty": penalty, **monitors.health(first, second)}  # fmt: skip
@@ -145,14 +145,15 @@ class AMDIMTask(PretextTask):
         """The sums [2] of losses and of penalties of what a view tells of the other."""
         whole, cells = out.selfsup[f"global{view}"], out.selfsup[f"coarse{view}"]
         chosen = batch.targets[f"cell{view}"][:, None, None].expand(-1, cells.shape[1], 1)
-        other = 1 - view
         if len(whole) < 2 and not torch.is_grad_enabled():
             return whole.new_zeros(2)  # the last image of a split, alone in its minibatch
-        pairs = [
-            amdim_nce(whole, out.selfsup[f"coarse{other}"], self.tclip),
-            amdim_nce(whole, out.selfsup[f"fine{other}"], self.tclip),
-            amdim_nce(
-                cells.gather(2, chosen)[:, :, 0], out.selfsup[f"coarse{other}"], self.tclip
-            ),
-        ]
-        return torch.stack([torch.stack(pair) for pair in pairs]).sum(0)
+        one, offset = cells.gather(2, chosen)[:, :, 0], distributed.offset(whole)
+        pairs = []
+        for name, sources in (("coarse", (whole, one)), ("fine", (whole,))):
+            target = out.selfsup[f"{name}{1 - view}"]
+            every = distributed.gather(target)
+            pairs += [
+                torch.stack(amdim_nce(source, target, self.tclip, all_trg=every, offset=offset))
+                for source in sources
+            ]
+        return torch.stack(pairs).sum(0)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.losses.banks import bank_nce
 from selfstudy.losses.contrastive import info_nce
@@ -110,7 +111,9 @@ class CMCModel(Backbone):
     def negatives(self, rows: Tensor) -> Tensor:
         """[B, K] rows of the banks, drawn alike and with replacement."""
         count = len(self.bank_l) - self.exclude_positive
-        drawn = torch.randint(count, (len(rows), self.nce_k), device=rows.device)
+        drawn = distributed.drawn(
+            lambda n: torch.randint(count, (n, self.nce_k), device=rows.device), len(rows)
+        )
         return drawn + (drawn >= rows[:, None]) if self.exclude_positive else drawn
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
@@ -153,7 +156,8 @@ class CMCModel(Backbone):
         """Move the banks' rows of the images of this step towards their features."""
         if self.made is None:
             return
-        idxs, *parts = self.made
+        # All processes keep the same banks.
+        idxs, *parts = map(distributed.gather_plain, self.made)
         for bank, new in zip((self.bank_l, self.bank_ab), parts, strict=True):
             mixed = self.nce_m * bank[idxs] + (1 - self.nce_m) * new
             bank.index_copy_(0, idxs, F.normalize(mixed))
@@ -187,7 +191,8 @@ class CMCTask(PretextTask):
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss; how often L finds its a and b in the batch; cosines, and spread."""
-        loss, light, colour = (self.output(out, name) for name in ("loss", "l", "ab"))
+        loss = self.output(out, "loss")
+        light, colour = (distributed.gather_plain(out.selfsup[name]) for name in ("l", "ab"))
         top1, top5 = monitors.retrieval(light, colour)
         return {"loss": loss, "accuracy": top1, "top5": top5,
                 **monitors.health(light, colour)}  # fmt: skip

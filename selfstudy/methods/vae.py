@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.losses.precision import full_precision
 from selfstudy.models.resnet import ResnetModel
@@ -27,13 +28,21 @@ ERASED = 0.5  # share of the images
 
 def erased(images: Tensor) -> Tensor:
     """Images [B, C, H, W], half of them with a box of normal noise (arXiv 1708.04896)."""
-    count, _, height, width = images.shape
+    count, *shape = images.shape
+    height, width = shape[1:]
     device = images.device
-    top, left, tall, wide = HOLES.draw(count, height, width, None, device)[:, :, None].unbind(1)
-    happens = torch.rand(count, 1, device=device) < ERASED
+    boxes, happens, noise = (
+        distributed.drawn(draw, count)
+        for draw in (
+            lambda n: HOLES.draw(n, height, width, None, device),
+            lambda n: torch.rand(n, 1, device=device) < ERASED,
+            lambda n: torch.randn(n, *shape, dtype=images.dtype, device=device),
+        )
+    )
+    top, left, tall, wide = boxes[:, :, None].unbind(1)
     rows = span(top[:, 0], tall, height) & happens
     hole = rows[:, None, :, None] & span(left[:, 0], wide, width)[:, None, None]
-    return torch.where(hole, torch.randn_like(images), images)
+    return torch.where(hole, noise, images)
 
 
 def decoder(feats: int, channels: int, res: int, width: float) -> nn.Sequential:
@@ -112,7 +121,10 @@ class VAEModel(ResnetModel):
         log_variance = self.log_variance(feats[0].pooled).float()
         code = mean
         if self.do_reparameterize and self.training:
-            code = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            noise = distributed.drawn(
+                lambda n: torch.randn(n, *mean.shape[1:], device=mean.device), len(mean)
+            )
+            code = mean + (log_variance / 2).exp() * noise
         return {
             "drawn": self.decoder(code[:, :, None, None]),
             "truth": F.interpolate(batch.views[0], [self.output_res] * 2),
@@ -157,6 +169,8 @@ class VAETask(PretextTask):
         mean = out.selfsup["mean"]
         error = F.mse_loss(drawn, truth)
         kl = kl_to_normal(mean, out.selfsup["log_variance"])
-        weighed = kl.sum() if self.kl_sum_over_batch else kl.mean()
+        weighed = kl.mean()
+        if self.kl_sum_over_batch:
+            weighed = weighed * len(kl) * distributed.size()  # the images of all processes
         return {"loss": error + self.lmd * weighed, "error": error, "kl": kl.mean(),
-                "spread": monitors.feature_std(mean)}  # fmt: skip
+                "spread": monitors.feature_std(distributed.gather_plain(mean))}  # fmt: skip

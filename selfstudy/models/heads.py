@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy import distributed
 from util.errors import UserError, nearest
 
 Norm = Literal["bn", "ln", "gn", "br"]
@@ -59,7 +60,12 @@ class BatchRenorm(nn.Module):
         affine: with a learned scale and shift.
         r_max: a fixed bound in the place of the opening one.
         d_max: the same.
+
+    Attributes:
+        synchronised: normalise over the minibatches of all processes.
     """
+
+    synchronised = False
 
     def __init__(
         self,
@@ -92,6 +98,8 @@ class BatchRenorm(nn.Module):
 
     def _renormalised(self, feats: Tensor) -> Tensor:
         variance, mean = torch.var_mean(feats, 0, correction=0)
+        if self.synchronised:
+            mean, variance = distributed.pooled(mean, variance)
         std = (variance + self.eps).sqrt()
         with torch.no_grad():
             r_max, d_max = self._bounds()

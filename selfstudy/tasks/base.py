@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfstudy import distributed
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
@@ -53,9 +54,23 @@ def _resized(truth: Tensor, logits: Tensor) -> Tensor:
     return F.interpolate(truth[:, None].float(), logits.shape[2:])[:, 0].to(truth.dtype)
 
 
-def share(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of `values` over the places `where` (bool, same shape); 0 when there are none."""
-    return torch.where(where, values.float(), 0).sum() / where.sum().clamp_min(1)
+def means(values: list[Tensor], places: list[Tensor]) -> tuple[Tensor, ...]:
+    """Mean of each of `values` over its places (bool, same shape), 0 when there are none.
+
+    Over those of all processes, which have as many rows, but not as many places: the mean of
+    their means would be another number. With gradients where the values have them.
+    """
+    sums = [
+        torch.where(where, item.float(), 0).sum()
+        for item, where in zip(values, places, strict=True)
+    ]
+    counts = [where.sum(dtype=torch.float32) for where in places]
+    sums, counts = distributed.gather(torch.stack((*sums, *counts))[None]).sum(0).chunk(2)
+    found = (sums / counts.clamp_min(1)).unbind()
+    return tuple(
+        mean if item.requires_grad else mean.detach()
+        for mean, item in zip(found, values, strict=True)
+    )
 
 
 def classified(logits: Tensor, truth: Tensor) -> tuple[Tensor, Metrics]:
@@ -71,12 +86,13 @@ def classified(logits: Tensor, truth: Tensor) -> tuple[Tensor, Metrics]:
         picture, so that 'accuracy' is high when no object is found at all.
     """
     counted = truth != IGNORED
-    loss = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum")
+    losses = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="none")
     hits = logits.detach().argmax(1) == truth
-    metrics = {"accuracy": share(hits, counted)}
     if truth.ndim == 3:
-        metrics["foreground"] = share(hits, truth > 0)
-    return loss / counted.sum().clamp_min(1), metrics
+        loss, *found = means([losses, hits, hits], [counted, counted, truth > 0])
+    else:
+        loss, *found = means([losses, hits], [counted, counted])
+    return loss, dict(zip(("accuracy", "foreground"), found, strict=False))
 
 
 def depth_errors(
@@ -97,18 +113,14 @@ def depth_errors(
     metres = metres.float()
     surface = metres > 0
     error = torch.where(surface, output - PER_METRE * (metres - ORIGIN), 0)
-    loss = share(error.square() if use_l2 else error.abs(), surface)
+    losses = error.square() if use_l2 else error.abs()
     error = error.detach() / PER_METRE
     # What is predicted behind the camera is wrong however its ratio looks.
     ratio = (ORIGIN + output.detach() / PER_METRE).clamp_min(1e-6) / metres
     ratio = torch.maximum(ratio, 1 / ratio)
-    metrics = {
-        "accuracy": share(ratio < 1.25, surface),
-        "strict": share(ratio < 1.1, surface),
-        "rmse": share(error.square(), surface).sqrt(),
-        "error": share(error.abs(), surface),
-    }
-    return loss, metrics
+    values = [losses, ratio < 1.25, ratio < 1.1, error.square(), error.abs()]
+    loss, near, strict, square, mean = means(values, [surface] * len(values))
+    return loss, {"accuracy": near, "strict": strict, "rmse": square.sqrt(), "error": mean}
 
 
 class Task:
