@@ -235,8 +235,10 @@ def baselines(name: str, args: argparse.Namespace, device: torch.device | None) 
     found = snapshot.resolve(name)
     data, seed = datasets(found, args)
     args = argparse.Namespace(**vars(args) | {"get_feats": False})
+    untrained = Encoder(found, device, trained=False)
+    features.settle(untrained, data["train"])
     lines: list[dict] = []
-    for encoder in (Pixels(found, device), Encoder(found, device, trained=False)):
+    for encoder in (Pixels(found, device), untrained):
         material = of_images(encoder, data, seed, args)
         of = trained(found, material, f"_{encoder.kind}", args)
         lines += [line | {"snapshot": encoder.kind} for line in of]

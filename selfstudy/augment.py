@@ -298,7 +298,7 @@ def augment(
     info: DataInfo,
     train: bool,
     color_jitter: bool = True,
-    grayscale: bool = True,
+    grayscale: bool | float = True,
     flip: bool = True,
     crop: bool = True,
     cutout: bool = True,
@@ -318,7 +318,7 @@ def augment(
         info: what the images are.
         train: the split is for training.
         color_jitter: random scale and shift of each channel; see `ColorJitter`.
-        grayscale: `Grayscale`.
+        grayscale: `Grayscale`; a number is the share of the images, True a quarter.
         flip: `Flip`.
         crop: `PadCrop`; `resized_crop` takes its place.
         cutout: `Cutout`.
@@ -342,7 +342,7 @@ def augment(
         "blur": Blur() if blur else None,
         "photo_jitter": photo,
         "color_jitter": ColorJitter(info.channels) if color_jitter else None,
-        "grayscale": Grayscale() if grayscale else None,
+        "grayscale": Grayscale(0.25 if grayscale is True else grayscale) if grayscale else None,
         "flip": Flip() if flip else None,
         "crop": PadCrop() if crop and not resized_crop else None,
         "cutout": Cutout() if cutout else None,

@@ -92,7 +92,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**_LAGS, **_ALONE, _BOTH: True, "loss_type": "ip", "loss_constant_factor": 2},
     ),
     "simclr": (
-        {"session.task": "SimCLRTask", "SimCLRTask.same_view_negatives": False},
+        {"session.task": "SimCLRTask", "SimCLRTask.same_view_negatives": False,
+         "SimCLRTask.factor": 2},
         {**_TWINS, **_BATCH, _BOTH: True, "loss_type": "ce"},
     ),
     "vicreg": (

@@ -112,6 +112,8 @@ class Grayscale(Transform):
     """Replace all channels by their mean, for a quarter of the images. Parameters [n, 1]."""
 
     def __init__(self, probability: float = 0.25):
+        if not 0 <= probability <= 1:
+            raise UserError(f"augment.grayscale = {probability}: expected a share, 0 to 1")
         self.probability = probability
 
     def draw(self, n, height, width, generator, device):

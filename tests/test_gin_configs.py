@@ -149,7 +149,7 @@ COMMON = {
     "prediction.layers": 0,
     "augment.resized_crop": True,
     "augment.photo_jitter": [0.4, 0.4, 0.4, 0.1],
-    "augment.grayscale": True,
+    "augment.grayscale": 0.2,
     "augment.flip": True,
     "augment.blur": True,
 }
@@ -199,7 +199,8 @@ RECIPES = {
     },
     "stl10/r18/simclr": {
         **COMMON, **STL10, "session.task": "SimCLRTask", "SimCLRTask.temperature": 0.2,
-        "SimCLRTask.same_view_negatives": False, "optimizer.optim_fn": "SGD",
+        "SimCLRTask.same_view_negatives": False, "SimCLRTask.factor": 2,
+        "optimizer.optim_fn": "SGD",
     },
     "stl10/r18/vicreg": {
         **COMMON, **STL10, **VIC,
@@ -278,6 +279,7 @@ def test_the_views_of_the_invariance_study_go_with_any_method(method, views):
     if jitter := made.transforms.get("photo_jitter"):
         blur = made.transforms["blur"]
         assert jitter.strengths == (0.4, 0.4, 0.4, 0.1) and jitter.probability == 0.8
+        assert made.transforms["grayscale"].probability == 0.2
         assert blur.probability == 0.5 and blur.sigmas == (0.1, 2.0)
     if crop := made.transforms.get("resized_crop"):
         assert crop.scale == (0.2, 1.0)

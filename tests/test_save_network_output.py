@@ -180,6 +180,13 @@ def test_baselines_stand_beside_it(folders, run):
     assert float(lines[0][2]) == pytest.approx(accuracy, abs=1e-4)
     found = read(folder / "fc_pixels_40.pt")["state"]
     torch.testing.assert_close(found["weight"], model.weight, atol=1e-3, rtol=0)
+    untrained = Encoder("based", "cpu", trained=False)
+    features.settle(untrained, data)
+    norm = next(m for m in untrained.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen: list[torch.Tensor] = []
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    untrained((images - mean) / std)
+    torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)), atol=2e-2, rtol=0)
     again = run(*asked, "--baselines")[1]
     assert again == out  # untrained weights are drawn alike
     assert run(*asked[:2], "--get_feats", "--baselines")[0] == 2

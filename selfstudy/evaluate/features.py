@@ -14,7 +14,7 @@ from typing import Literal
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfstudy.datasets.base import BaseDataset
 from selfstudy.evaluate.encoder import Encoder, Pixels
@@ -24,6 +24,7 @@ from util.fetch import progress
 
 SCHEMA = 1  # to be raised when the same key would mean another content
 IGNORED = -100  # the class of what has none
+SETTLING = 5000
 BATCH, BATCH_PIXELS = 256, 2**22  # images together, at most, and their pixels
 
 
@@ -124,7 +125,7 @@ def check(encoder: Encoder | Pixels, data: BaseDataset) -> None:
 def _blocks(
     encoder: Encoder | Pixels, data: BaseDataset, layers: tuple[str, ...], rows: np.ndarray
 ) -> Iterator[dict[str, Tensor]]:
-    """Layer -> features of the next rows."""
+    """Layer -> features of the next rows, of which there are `BATCH` or fewer."""
     step = max(1, min(BATCH, BATCH_PIXELS // data.info.input_res**2))
     array = data.store.fields["images"]
     for start in range(0, len(rows), step):
@@ -133,6 +134,23 @@ def _blocks(
         if unknown := [name for name in layers if name not in found]:
             raise UserError(f"no layer is called '{unknown[0]}' (known: {', '.join(found)})")
         yield {name: found[name] for name in layers}
+
+
+def settle(encoder: Encoder, data: BaseDataset) -> None:
+    """Give an untrained network's batch norm the statistics of up to `SETTLING` images.
+
+    Training would have done so. Without it features are worse: a baseline too easy to beat.
+    """
+    for module in encoder.backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over all minibatches
+    rows = np.unique(data.rows)
+    spread = np.linspace(0, len(rows) - 1, min(SETTLING, len(rows))).astype(np.int64)
+    encoder.backbone.train()
+    for _ in _blocks(encoder, data, (), rows[spread]):
+        pass
+    encoder.backbone.eval()
 
 
 def _write(file: h5py.File, layer: str, at: int, total: int, values: np.ndarray) -> None:

@@ -30,17 +30,22 @@ class SimCLRTask(PretextTask):
         temperature: T.
         same_view_negatives: each view has 2 B - 1 candidates, as published; otherwise only
             those of the other view, B (the contrastive family's form).
+        factor: multiplies the loss; with 2 the directions are added, as in the family.
     """
 
     backbone = "simclr"
 
     def __init__(
-        self, info: DataInfo, temperature: float = 0.2, same_view_negatives: bool = True
+        self,
+        info: DataInfo,
+        temperature: float = 0.2,
+        same_view_negatives: bool = True,
+        factor: float = 1.0,
     ):
         super().__init__(info)
         if temperature <= 0:
             raise UserError(f"SimCLRTask.temperature = {temperature}: expected a positive one")
-        self.temperature = temperature
+        self.temperature, self.factor = temperature, factor
         self.loss = contrastive.nt_xent if same_view_negatives else contrastive.cross_view
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
@@ -48,6 +53,6 @@ class SimCLRTask(PretextTask):
         z0, z1 = self.output(out, "query0"), self.output(out, "query1")
         all0, all1 = distributed.gather(z0), distributed.gather(z1)
         offset = distributed.offset(z0)
-        loss = self.loss(z0, z1, self.temperature, all0, all1, offset)
+        loss = self.factor * self.loss(z0, z1, self.temperature, all0, all1, offset)
         top1, top5 = monitors.retrieval(z0, z1, all1, offset)
         return {"loss": loss, "accuracy": top1, "top5": top5, **monitors.health(all0, all1)}
