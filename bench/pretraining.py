@@ -27,9 +27,9 @@ import paths
 from bench.common import interleave, prepare, table
 from bench.loading import memory
 from selfstudy import configure, registry
+from selfstudy.augment import Augmentation
 from selfstudy.datasets.base import BaseDataset
 from selfstudy.session import Session
-from selfstudy.types import DataInfo
 
 GOALS = {"moco": 2.0, "simclr": 1.4}
 THREADS, BATCH, QUEUE, HIDDEN, DIMS = 2, 256, 65536, 512, 128  # batch and queue as published
@@ -37,7 +37,7 @@ PARAMS = (
     "session.valid_iters = 0", "session.test_iters = 0", "Wrapper.run_classifier = False",
     f"dataloader.batch_size = {BATCH}",
 )  # fmt: skip
-STRONG = ("augment.photo_jitter = [0.4, 0.4, 0.4, 0.1]", "augment.grayscale = True",
+STRONG = ("augment.photo_jitter = [0.4, 0.4, 0.4, 0.1]", "augment.grayscale = 0.2",
           "augment.blur = True")  # fmt: skip
 WAYS = {
     "ours": (0, THREADS),  # workers, threads of torch
@@ -119,15 +119,15 @@ def ours(method: str, steps: int, workers: int, tick: Callable) -> None:
 def lightly(method: str, steps: int, workers: int, tick: Callable) -> None:
     """A loop as lightly's documentation has it; arguments as of `ours`."""
     source = session(method)  # only the data and an untrained network come from it
-    data = source.loaders["train"].dataset
+    train = source.loaders["train"]
     module = {"moco": MoCo, "simclr": SimCLR}[method](source.model.backbone.encoder)
     module.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, weight_decay=1e-4)
-    pictures = Pictures(data, views_of(method, data.info))
+    pictures = Pictures(train.dataset, views_of(method, train.augmentation))
     loader = torch.utils.data.DataLoader(
         pictures, BATCH, shuffle=True, drop_last=True, num_workers=workers
     )
-    del source
+    del source, train
     for _, views in zip(range(steps), loader, strict=False):
         loss = module(*(view.contiguous(memory_format=torch.channels_last) for view in views))
         loss.backward()
@@ -136,13 +136,16 @@ def lightly(method: str, steps: int, workers: int, tick: Callable) -> None:
         tick()
 
 
-def views_of(method: str, info: DataInfo) -> Callable:
-    """Lightly's transform with the operations of `config/gin/base/fashion_views.gin`."""
+def views_of(method: str, ours: Augmentation) -> Callable:
+    """Lightly's transform with the operations and strengths of ours for grey pictures."""
     kind = {"moco": MoCoV2Transform, "simclr": SimCLRTransform}[method]
+    info, least = ours.info, ours.transforms["resized_crop"].scale[0]
+    jitter = ours.transforms["photo_jitter"].strengths
+    names = ("cj_bright", "cj_contrast", "cj_sat", "cj_hue")
     scale = {"mean": [v / 255 for v in info.mean], "std": [v / 255 for v in info.std]}
     return kind(
-        input_size=info.input_res, min_scale=0.2, cj_bright=0.4, cj_contrast=0.4, cj_sat=0.0,
-        cj_hue=0.0, random_gray_scale=0.0, gaussian_blur=0.0, normalize=scale,
+        input_size=info.input_res, min_scale=least, **dict(zip(names, jitter, strict=True)),
+        random_gray_scale=0.0, gaussian_blur=0.0, normalize=scale,
     )  # fmt: skip
 
 
