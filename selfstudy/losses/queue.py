@@ -9,48 +9,44 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits at a time: 1 MiB of float32 fits a CPU's cache; a GPU wants fewer, larger kernels.
-_CELLS = {"cpu": 2**18}
+# Logits at a time: 2 MiB of float32 fit a CPU's cache; a GPU wants fewer, larger kernels.
+_CELLS = {"cpu": 2**19}
 _CELLS_OTHER = 2**24
 
 
 class _QueueSum(torch.autograd.Function):
     """Softmax over the queue, and the mean of the queue under it, which is the gradient.
 
-    Blocks are joined as in Milakov, Gimelshein (arXiv 1805.02867).
+    Blocks are joined by their sums (Milakov, Gimelshein, arXiv 1805.02867).
     """
 
     @staticmethod
     def forward(ctx, queries: Tensor, queue: Tensor, bar: Tensor, temperature: float):
-        count, scaled = len(queries), queries / temperature
-        size = max(1, _CELLS.get(queries.device.type, _CELLS_OTHER) // count)
-        first, second = queries.new_empty(2, count * min(size, len(queue)))
-        logsum = queries.new_full((count, 1), -torch.inf)
-        above, mean = torch.zeros_like(logsum), torch.zeros_like(queries)
-        for block in queue.split(size):
-            shape, cells = (count, len(block)), count * len(block)
-            logits, spare = first[:cells].view(shape), second[:cells].view(shape)
-            torch.mm(scaled, block.T, out=logits)
-            # Ones and zeros as floats: adding up booleans takes several times as long.
-            above += torch.ge(logits, bar, out=spare).sum(1, True)
-            # Torch's softmax takes less time than its exp. The greatest share is 1 / (sum of
-            # the exponentials, each less the greatest logit).
-            shares = torch.softmax(logits, 1, out=spare)
-            found = logits.amax(1, True) - shares.amax(1, True).log()
-            if ctx.needs_input_grad[0]:
-                mean.lerp_(shares @ block, torch.sigmoid(found - logsum))
-            logsum = torch.logaddexp(logsum, found)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(mean.div_(temperature))
-        logsum, above = logsum[:, 0], above[:, 0]
+        scaled = queries / temperature
+        size = max(1, _CELLS.get(queries.device.type, _CELLS_OTHER) // len(queries))
+        parts = [_softmax(scaled, block, bar) for block in queue.split(size)]
+        logsums, means, above = (torch.stack(part) for part in zip(*parts, strict=True))
+        mean = (torch.softmax(logsums, 0) * means).sum(0)
+        ctx.save_for_backward(mean.div_(temperature))
+        above = above.sum(0)
         ctx.mark_non_differentiable(above)
-        return logsum, above
+        return logsums.logsumexp(0)[:, 0], above
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, None, None, None]:
         (direction,) = ctx.saved_tensors
         return grad[:, None] * direction, None, None, None
+
+
+def _softmax(scaled: Tensor, block: Tensor, bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block [n, D]: log-sum-exp [B, 1], the mean row [B, D], logits from the bar on [B]."""
+    logits = scaled @ block.T
+    shares = torch.softmax(logits, 1)  # takes less time than torch's exp alone
+    # The greatest share is 1 / (sum of the exponentials, each less the greatest logit).
+    logsum = logits.amax(1, True) - shares.amax(1, True).log()
+    # Ones and zeros as floats: adding up booleans takes several times as long.
+    return logsum, shares @ block, logits.ge_(bar).sum(1)
 
 
 def queue_logsumexp(
