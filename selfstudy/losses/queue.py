@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits at a time: 2 MiB of float32 fit a CPU's cache; a GPU wants fewer, larger kernels.
-_CELLS = {"cpu": 2**19}
+# Logits at a time: 1 MiB of float32 fits a CPU's cache; a GPU wants fewer, larger kernels.
+_CELLS = {"cpu": 2**18}
 _CELLS_OTHER = 2**24
 
 
@@ -24,7 +24,10 @@ class _QueueSum(torch.autograd.Function):
     def forward(ctx, queries: Tensor, queue: Tensor, bar: Tensor, temperature: float):
         scaled = queries / temperature
         size = max(1, _CELLS.get(queries.device.type, _CELLS_OTHER) // len(queries))
-        parts = [_softmax(scaled, block, bar) for block in queue.split(size)]
+        # Two buffers for all blocks: new memory for each took half as much time again.
+        buffers = queries.new_empty(2, len(queries), min(size, len(queue)))
+        parts = [_softmax(scaled, block, bar, *buffers[..., : len(block)])
+                 for block in queue.split(size)]  # fmt: skip
         logsums, means, above = (torch.stack(part) for part in zip(*parts, strict=True))
         mean = (torch.softmax(logsums, 0) * means).sum(0)
         ctx.save_for_backward(mean.div_(temperature))
@@ -39,14 +42,20 @@ class _QueueSum(torch.autograd.Function):
         return grad[:, None] * direction, None, None, None
 
 
-def _softmax(scaled: Tensor, block: Tensor, bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a block [n, D]: log-sum-exp [B, 1], the mean row [B, D], logits from the bar on [B]."""
-    logits = scaled @ block.T
-    shares = torch.softmax(logits, 1)  # takes less time than torch's exp alone
-    # The greatest share is 1 / (sum of the exponentials, each less the greatest logit).
-    logsum = logits.amax(1, True) - shares.amax(1, True).log()
+def _softmax(
+    scaled: Tensor, block: Tensor, bar: Tensor, logits: Tensor, shares: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block [n, D]: log-sum-exp [B, 1], the mean row [B, D], logits from the bar on [B].
+
+    The last two arguments, [B, n], are overwritten.
+    """
+    torch.mm(scaled, block.T, out=logits)
+    peak = logits.amax(1, True)
+    torch.softmax(logits, 1, out=shares)  # takes less time than torch's exp alone
     # Ones and zeros as floats: adding up booleans takes several times as long.
-    return logsum, shares @ block, logits.ge_(bar).sum(1)
+    above = logits.ge_(bar).sum(1)
+    # The greatest share is 1 / (sum of the exponentials, each less the greatest logit).
+    return peak - shares.amax(1, True).log(), shares @ block, above
 
 
 def queue_logsumexp(
