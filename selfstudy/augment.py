@@ -307,7 +307,7 @@ def augment(
     share_flip: bool = True,
     relabel_pose: bool = True,
     resized_crop: bool = False,
-    crop_scale: tuple[float, float] = (0.2, 1.0),
+    crop_scale: float = 0.2,
     photo_jitter: tuple[float, ...] | list[float] | None = None,
     exact_photo_jitter: bool = False,
     blur: bool = False,
@@ -330,7 +330,7 @@ def augment(
         relabel_pose: a mirrored image swaps the pose classes 1 and 3; False leaves the label,
             which is then wrong for them, as published.
         resized_crop: `ResizedCrop`.
-        crop_scale: the least and the largest share of an image's area that it shows.
+        crop_scale: the least share of an image's area that it shows; the largest is 1.
         photo_jitter: strengths of `PhotoJitter`, such as [0.4, 0.4, 0.4, 0.1]; None is off.
         exact_photo_jitter: as torchvision does it, which doubles the cost of the whole;
             otherwise `PhotoJitter.fast`.
@@ -338,7 +338,7 @@ def augment(
     """
     photo = PhotoJitter(photo_jitter, exact=exact_photo_jitter) if photo_jitter else None
     chosen = {
-        "resized_crop": ResizedCrop(tuple(crop_scale)) if resized_crop else None,
+        "resized_crop": ResizedCrop((crop_scale, 1.0)) if resized_crop else None,
         "blur": Blur() if blur else None,
         "photo_jitter": photo,
         "color_jitter": ColorJitter(info.channels) if color_jitter else None,

@@ -233,7 +233,7 @@ class ResizedCrop(Transform):
     def __init__(self, scale: tuple[float, float] = (0.2, 1.0), ratio: float = 4 / 3):
         if not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(
-                f"augment.crop_scale = {list(scale)}: expected shares such as [0.2, 1.0]"
+                f"augment.crop_scale = {scale[0]}: expected a share above 0, up to 1"
             )
         self.scale, self.ratio = scale, ratio
 

@@ -134,7 +134,7 @@ import sys; sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from worlds import Fake, surroundings
 from selfstudy.render import produce
-produce.produce(Path(sys.argv[3]), Fake(seconds=0.02), 240, 8, 2)
+produce.produce(Path(sys.argv[3]), Fake(seconds=0.05), 240, 8, 2)
 """
 
 

@@ -223,7 +223,6 @@ def test_the_command_as_typed(cli, folders):
 # ---- positions of feature maps --------------------------------------------------------------
 
 
-@registry.register("dataset", "TilesForTests")
 @gin.configurable("TilesForTests", denylist=["split"])
 class Tiles(BaseDataset):
     """Images of which each quarter is a colour and its class, 0 to 3."""
@@ -253,6 +252,7 @@ def tiles(tmp_path, monkeypatch):
     """60 training, 20 validation and 20 test images of 16 pixels."""
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path / "data")
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")
+    monkeypatch.setitem(registry._known["dataset"], "TilesForTests", Tiles)
     draw = np.random.RandomState(0)
     quarters = draw.randint(0, 4, (100, 2, 2))
     segment = quarters.repeat(8, 1).repeat(8, 2).astype(np.uint8)

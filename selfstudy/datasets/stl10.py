@@ -89,6 +89,7 @@ class STL10Dataset(BaseDataset):
         if kept is not None:
             rows["train"] = self._labelled(rows["train"], kept, how, seed)
         self.distinct = {name: len(rows[name]) for name in SPLITS}
+        self.last_row = int(rows["train"].max(initial=0))
         self.rows = rows[self.split]
         if kept is not None and self.split == "train":
             self.rows = np.tile(self.rows, repeats(kept, full))
