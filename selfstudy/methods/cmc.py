@@ -60,7 +60,9 @@ class CMCModel(Backbone):
     Args:
         info: what the data are.
         run_selfsup: False when only the encoder is wanted.
-        dataset_size: rows of a bank; None is up to the last training row of the data file.
+        dataset_size: rows of a bank; None is up to the last training row of the data file, so
+            that with few labels (`BaseDataset.semisupervised`) rows between the kept ones stay
+            random: easy negatives, which lower the loss.
         nce_k: K, negatives drawn from the bank for each image.
         nce_t: T.
         nce_m: how much of a bank's row stays when its image was seen.
