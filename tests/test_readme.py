@@ -36,7 +36,8 @@ def test_the_commands_of_main_plan_trials_that_pass_every_check(folders):
     for words in TRAINING:
         args = main.parser().parse_args(words)
         plan, given = main.planned(args)
-        if any("Wrapper.pretrained" in text for text in args.gin_param):
+        chosen = [*args.gin_param, *(name for row in plan.rows for name in row.overrides)]
+        if any("Wrapper.pretrained" in text for text in chosen):
             for row in plan.rows:  # the snapshot would come from the lines before
                 rehearsal.check(plan.spec, row.overrides, build=False)
         else:
