@@ -5,8 +5,7 @@
     python misc/save_network_output.py -e norm --train_lr --data_amts 1000 --include_test
 
 Published on STL-10 (linear accuracy): contrastive 44.1, BYOL 57.7, projection only 55.3,
-prediction only 48, none 28.3, layer norm 29.4, random 28.8. Here on Fashion-MNIST, one round:
-docs/results/pretraining.md.
+prediction only 48, none 28.3, layer norm 29.4, random 28.8. Here on Fashion-MNIST, one round.
 """
 
 from ray import tune
