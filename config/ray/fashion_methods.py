@@ -2,7 +2,7 @@
 
     python main.py -e fm -r fashion_methods
     python misc/move_snapshots.py -e fm -p '{cfg[Wrapper.model_choice]}-{cfg[session.seed]}' -m
-    python misc/save_network_output.py -e fm --train_lr --data_amts 1000 --include_test --baselines
+    python misc/save_network_output.py -e fm --train_lr --data_amts 1000 --include_test
 
 Other seeds: `-p 'session.seed = 1'`. Results: docs/results/pretraining.md.
 """
