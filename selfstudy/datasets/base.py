@@ -233,15 +233,19 @@ class BaseDataset:
 
     def _cut(self, spans: dict, kept: int | None, how: str, seed: int) -> None:
         """Set `rows` and the number of distinct rows of each split."""
-        rows = {name: np.arange(*spans[name]) for name in SPLITS}
+        rows = self._split_rows(spans)
+        full = len(rows["train"])
         if kept is not None:
             rows["train"] = self._labelled(rows["train"], kept, how, seed)
         self.distinct = {name: len(rows[name]) for name in SPLITS}
         self.last_row = int(rows["train"].max(initial=0))
         self.rows = rows[self.split]
         if kept is not None and self.split == "train":
-            full = spans["train"][1] - spans["train"][0]
             self.rows = np.tile(self.rows, repeats(kept, full))
+
+    def _split_rows(self, spans: dict) -> dict[str, np.ndarray]:
+        """The rows of each split before the label cut."""
+        return {name: np.arange(*spans[name]) for name in SPLITS}
 
     def _labelled(self, rows: np.ndarray, kept: int, how: str, seed: int) -> np.ndarray:
         if not 1 <= kept <= len(rows):

@@ -9,7 +9,7 @@ import gin
 import numpy as np
 
 import paths
-from selfstudy.datasets.base import SPLITS, BaseDataset, repeats
+from selfstudy.datasets.base import BaseDataset
 from selfstudy.datasets.prepare import Source, resized
 from selfstudy.registry import register
 from util import hdf5
@@ -80,22 +80,10 @@ class STL10Dataset(BaseDataset):
             found["train"] = (0, found["train"][1])
         return found
 
-    def _cut(self, spans: dict, kept: int | None, how: str, seed: int) -> None:
+    def _split_rows(self, spans: dict) -> dict[str, np.ndarray]:
+        """The same, and those of a fold when one trains."""
         if self.fold is None:
-            super()._cut(spans, kept, how, seed)
-            return
-        rows = self._fold(spans)
-        full = len(rows["train"])
-        if kept is not None:
-            rows["train"] = self._labelled(rows["train"], kept, how, seed)
-        self.distinct = {name: len(rows[name]) for name in SPLITS}
-        self.last_row = int(rows["train"].max(initial=0))
-        self.rows = rows[self.split]
-        if kept is not None and self.split == "train":
-            self.rows = np.tile(self.rows, repeats(kept, full))
-
-    def _fold(self, spans: dict) -> dict[str, np.ndarray]:
-        """The rows of each split when a fold trains."""
+            return super()._split_rows(spans)
         rows = np.arange(spans["train"][0], spans["valid"][1])
         inside = hdf5.read(self.path, "folds", rows).numpy() >> self.fold & 1 > 0
         if not inside.any():

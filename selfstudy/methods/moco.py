@@ -16,7 +16,7 @@ from torch import Tensor
 from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.losses.contrastive import Contrast
-from selfstudy.models.views import Lagging
+from selfstudy.models.views import Lagging, enqueue
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
@@ -57,11 +57,8 @@ class MoCoModel(Lagging):
         """Let the copy follow, and the queue take the keys in, the oldest making room."""
         super().after_step(progress)
         for rows in self.made if len(self.queue) else ():
-            rows = distributed.gather_plain(rows)  # all processes keep the same queue
-            rows = rows[-len(self.queue) :].to(self.queue.dtype)
-            steps = torch.arange(len(rows), device=rows.device)
-            self.queue.index_copy_(0, (self.place + steps) % len(self.queue), rows)
-            self.place.add_(len(rows)).remainder_(len(self.queue))
+            # All processes keep the same queue.
+            enqueue(self.queue, self.place, distributed.gather_plain(rows))
         self.made = []
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfstudy import distributed
 from selfstudy.losses import clusters, monitors
-from selfstudy.models.views import Clock, TwoViews
+from selfstudy.models.views import Clock, TwoViews, enqueue
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
@@ -93,12 +93,8 @@ class SwAVModel(TwoViews):
         self.clock.after_step(progress)
         self._to_sphere()
         if self.made:
-            size = self.queue.shape[1]
             made = [distributed.gather_plain(rows) for rows in self.made]
-            rows = torch.stack(made)[:, -size:].to(self.queue.dtype)
-            steps = torch.arange(rows.shape[1], device=rows.device)
-            self.queue.index_copy_(1, (self.place + steps) % size, rows)
-            self.place.add_(len(steps)).remainder_(size)
+            enqueue(self.queue, self.place, torch.stack(made))
         self.made = []
 
 

@@ -140,6 +140,21 @@ class Lagging(TwoViews):
             torch._foreach_lerp_(list(self.lagging.parameters()), leader, 1 - momentum)
 
 
+def enqueue(queue: Tensor, place: Tensor, rows: Tensor) -> None:
+    """Let a queue take the latest rows in, the oldest making room.
+
+    Args:
+        queue: [..., K, D], a buffer, K at least 1.
+        place: int64 without dimensions, a buffer: where the next row goes.
+        rows: [..., B, D]; of more than K the last ones.
+    """
+    size = queue.shape[-2]
+    rows = rows[..., -size:, :].to(queue.dtype)
+    steps = torch.arange(rows.shape[-2], device=rows.device)
+    queue.index_copy_(queue.ndim - 2, (place + steps) % size, rows)
+    place.add_(len(steps)).remainder_(size)
+
+
 class Clock(nn.Module):
     """Tells what a method does only from some share of the run on.
 
