@@ -3,15 +3,16 @@
     python misc/results.py ls grid
     python misc/results.py best grid -k 3 --metric valid_accuracy
     python misc/results.py export grid --csv grid.csv
+    python misc/results.py plot timeline grid -o timeline
+    python misc/results.py report grid -o grid.html
 
 Reads plain JSON and text only, so a stranger's experiment is safe to look at.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import re
-import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,17 +22,15 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import paths  # noqa: E402
-from util import files, results  # noqa: E402
+from util import compare, files, results, sheets  # noqa: E402
+from util.compare import command  # noqa: E402
 from util.errors import UserError, nearest, printable, reports_errors  # noqa: E402
+from util.listing import alternatives, at, counted, record, shown, trial_table, varying  # noqa: E402
 from util.manifest import STATUSES  # noqa: E402
-from util.progress import clock, headings, table  # noqa: E402
+from util.progress import clock, table  # noqa: E402
 from util.results import Experiment, Trial  # noqa: E402
 
 SCHEMA = 1
-WIDEST = 40  # characters of a table's cell
-_BINDING = re.compile(r"[A-Za-z_][\w./]*\s*=", re.ASCII)
-_GIN_FILE = re.compile(r"[A-Za-z0-9_][\w./-]*", re.ASCII)
-_FORMULA = ("=", "+", "-", "@")
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,17 +62,23 @@ def _arguments() -> argparse.Namespace:
     target = export.add_mutually_exclusive_group(required=True)
     target.add_argument("--csv", metavar="FILE", help="'-' is stdout")
     target.add_argument("--parquet", metavar="FILE")
+    report = action("report", "make one page of what was found", as_json=False)
+    report.add_argument("experiments", nargs="+", metavar="EXP")
+    report.add_argument("-o", "--output", default="report.html", metavar="FILE",
+                        help="the page (default: report.html)")  # fmt: skip
+    report.add_argument("--watch", type=float, metavar="SECONDS",
+                        help="again whenever results change, until all have ended")  # fmt: skip
+    plot = action("plot", "draw a figure as SVG, PNG and CSV", as_json=False)
+    plot.add_argument("figure", metavar="FIGURE", help="such as utility, slices or timeline")
+    plot.add_argument("experiments", nargs="+", metavar="EXP")
+    plot.add_argument("-o", "--output", required=True, metavar="NAME", help="without suffix")
+    plot.add_argument("--metric", help="default: the search's")
     return parser.parse_args()
 
 
 def note(text: str) -> None:
     """One line that is no data."""
     print(printable(text), file=sys.stderr)
-
-
-def counted(number: int, noun: str) -> str:
-    """Such as '1 trial' and '2 trials'."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def note_faults(unreadable: list[str], torn: int) -> None:
@@ -87,29 +92,6 @@ def note_faults(unreadable: list[str], torn: int) -> None:
 def print_json(content: dict[str, Any]) -> None:
     """`content` with the schema's version; other programs read it."""
     print(json.dumps(files.plain({"schema": SCHEMA, **content}), indent=1, allow_nan=False))
-
-
-def shown(value: Any) -> str:
-    """A value in a table's cell."""
-    if type(value) is float:
-        return f"{value:.6g}"
-    text = "-" if value is None else value if isinstance(value, str) else repr(value)
-    return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."
-
-
-def varying(trials: list[Trial]) -> dict[str, str]:
-    """The overridden gin names whose values differ, with the headers of their columns."""
-    return headings([trial.overrides for trial in trials])
-
-
-def record(trial: Trial) -> dict[str, Any]:
-    """A trial for other programs."""
-    return {
-        "exp": trial.exp, "trial": trial.name, "status": trial.status, "why": trial.why,
-        "round": trial.last.get("round", 0), "rounds": results.number(trial.last, "rounds"),
-        "total_s": results.number(trial.last, "total_s"), "snapshot": trial.snapshot,
-        "overrides": trial.overrides, "metrics": trial.metrics(), "best": trial.best(),
-    }  # fmt: skip
 
 
 # ---- ls and best ----------------------------------------------------------------------------
@@ -156,44 +138,6 @@ def list_trials(found: list[Experiment], as_json: bool) -> None:
     note_faults(unreadable, torn)
 
 
-def trial_table(
-    trials: list[Trial], names: dict[str, str], metrics: list[str], several: bool
-) -> str:
-    """Trials as text.
-
-    Args:
-        trials: a line each.
-        names: gin names to show the values of, with the headers of their columns.
-        metrics: of each the last and the best value are shown.
-        several: whether they are of several experiments.
-    """
-    whys = any(trial.why for trial in trials)
-    rows = []
-    for trial in trials:
-        best = trial.best()
-        rows.append([
-            *([trial.exp] if several else []), trial.name,
-            *(_override(trial, name) for name in names), trial.status, _at(trial),
-            *(shown(value) for metric in metrics
-              for value in (results.number(trial.last, metric), best.get(metric))),
-            *([shown(trial.why)] if whys else []),
-        ])  # fmt: skip
-    header = [*(["experiment"] if several else []), "trial", *names.values(), "status", "round",
-              *(text for metric in metrics for text in (metric, "best")),
-              *(["why"] if whys else [])]  # fmt: skip
-    return table(rows, header)
-
-
-def _override(trial: Trial, name: str) -> str:
-    value = trial.overrides.get(name, "")
-    return "None" if value is None else shown(value)
-
-
-def _at(trial: Trial) -> str:
-    rounds = results.number(trial.last, "rounds")
-    return f"{trial.last.get('round', 0)}" + (f"/{rounds:g}" if rounds else "")
-
-
 def show_best(
     found: list[Experiment], count: int, metric: str | None, mode: str | None, as_json: bool
 ) -> None:
@@ -219,8 +163,7 @@ def ranked(trials: list[Trial], metric: str, mode: str) -> list[Trial]:
              if results.is_metric(line, name)}  # fmt: skip
     if metric not in known:
         raise UserError(f"no trial has a metric '{metric}'{nearest(metric, known)}")
-    having = [trial for trial in trials if results.number(trial.last, metric) is not None]
-    having.sort(key=lambda trial: trial.last[metric], reverse=mode == "max")
+    having = compare.having(trials, metric, mode)
     first = f"by {metric} of the last round, {'largest' if mode == 'max' else 'smallest'} first"
     without = len(trials) - len(having)
     note(f"{first}; {without} without one left out" if without else first)
@@ -228,28 +171,6 @@ def ranked(trials: list[Trial], metric: str, mode: str) -> list[Trial]:
 
 
 # ---- show -----------------------------------------------------------------------------------
-
-
-def command(experiment: Experiment, trial: Trial) -> tuple[str | None, str]:
-    """The command line that runs a trial again alone, and a caveat; None when it is unknown.
-
-    The plan may be a stranger's, so nothing that could be read as a flag gets in.
-    """
-    plan = experiment.manifest.plan
-    if not plan:
-        return None, f"the experiment has no {paths.PLAN}"
-    params = [*plan["spec"]["params"],
-              *(f"{name} = {value!r}" for name, value in trial.overrides.items())]  # fmt: skip
-    odd = [text for text in plan["spec"]["gin"] if not _GIN_FILE.fullmatch(text)]
-    odd += [text for text in params if not _BINDING.match(text) or not text.isprintable()]
-    if odd:
-        return None, f"the plan has {odd[0]!r}, which is no gin file or binding"
-    words = ["python", "main.py"]
-    for flag, values in (("-g", plan["spec"]["gin"]), ("-p", params)):
-        words += [flag, *values] if values else []
-    adopted = any(line.get("exploited") for line in trial.rounds)
-    caveat = "it took over another trial's state, which the command does not" if adopted else ""
-    return shlex.join(words), caveat
 
 
 def show_trial(experiment: Experiment, trial: Trial, as_json: bool) -> None:
@@ -271,7 +192,7 @@ def _print_trial(trial: Trial, config: dict[str, str], line: str | None) -> None
     facts = {
         "trial": f"{trial.exp}/{trial.name}",
         "status": f"{trial.status}: {trial.why}" if trial.why else trial.status,
-        "round": _at(trial),
+        "round": at(trial),
         "time": clock(results.number(trial.last, "total_s") or 0),
         "folder": trial.folder,
         "snapshot": trial.snapshot,
@@ -297,108 +218,40 @@ def _print_trial(trial: Trial, config: dict[str, str], line: str | None) -> None
 # ---- diff -----------------------------------------------------------------------------------
 
 
-def settings(experiment: Experiment, trial: Trial | None) -> dict[str, list[str]]:
-    """Gin name -> the values that the trial, or the trials of the experiment, have for it."""
-    found: dict[str, dict[str, None]] = {}
-    for one in [trial] if trial else experiment.trials:
-        for name, value in _config(experiment, one).items():
-            found.setdefault(name, {})[value] = None
-    return {name: list(values) for name, values in found.items()}
-
-
-def _config(experiment: Experiment, trial: Trial) -> dict[str, str]:
-    """What the trial has used; before it has begun, what it was given."""
-    if used := results.config(trial):
-        return used
-    params = experiment.manifest.plan.get("spec", {}).get("params", [])
-    pairs = (text.partition("=") for text in params)
-    given = {name.strip(): value.strip() for name, _, value in pairs}
-    return given | {name: repr(value) for name, value in trial.overrides.items()}
-
-
-def planned(experiment: Experiment) -> dict[str, list[str]]:
-    """What the plan of an experiment says beside its trials' values."""
-    plan = experiment.manifest.plan
-    if not plan:
-        return {}
-    flags = {"-g": plan["spec"]["gin"], "-p": plan["spec"]["params"], "-r": [plan["ray"]],
-             "--set": list(map(str, plan.get("settings") or []))}  # fmt: skip
-    rules = {f"exp_args {name}": [repr(value)] for name, value in plan["exp_args"].items()}
-    return flags | rules
-
-
 def show_diff(names: tuple[str, str], as_json: bool) -> None:
     """What differs between two trials or experiments."""
     found = [results.find(name) for name in names]
-    sides = [settings(*each) for each in found]
+    sides = [compare.settings(experiment, [trial] if trial else experiment.trials)
+             for experiment, trial in found]  # fmt: skip
     if not any(trial for _, trial in found):
-        sides = [planned(experiment) | side
+        sides = [compare.planned(experiment) | side
                  for (experiment, _), side in zip(found, sides, strict=True)]  # fmt: skip
-    first, second = sides
-    differ = [name for name in dict.fromkeys([*first, *second])
-              if first.get(name) != second.get(name)]  # fmt: skip
+    differ = compare.differences(sides)
     for (_, trial), name in zip(found, names, strict=True):
         if trial and not results.config(trial):
             note(f"{name} has no {paths.CONFIG} yet: only what it was given is compared")
     if as_json:
-        rows = [{"name": name, "a": first.get(name), "b": second.get(name)} for name in differ]
+        rows = [{"name": name, "a": a, "b": b} for name, (a, b) in differ.items()]
         print_json({"a": names[0], "b": names[1], "differences": rows})
     elif differ:
-        rows = [[name, *(_alternatives(side.get(name)) for side in sides)] for name in differ]
+        rows = [[name, *map(alternatives, each)] for name, each in differ.items()]
         print(table(rows, ["name", *names]))
     else:
         note("no differences")
 
 
-def _alternatives(values: list[str] | None) -> str:
-    if values is None:
-        return "-"
-    more = f" | ... ({len(values)})" if len(values) > 3 else ""
-    return " | ".join(shown(value) for value in values[:3]) + more
-
-
 # ---- export ---------------------------------------------------------------------------------
-
-
-def clean(value: Any) -> Any:
-    """A text without control characters and broken Unicode; other values as they are."""
-    if not isinstance(value, str):
-        return value
-    return "".join(c if c.isprintable() or c in "\t\n" else " " for c in value)
-
-
-def harmless(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula; numbers as they are."""
-    formula = isinstance(value, str) and value.lstrip().startswith(_FORMULA)
-    return f"'{value}" if formula else value
-
-
-def flat(frame: Any) -> Any:
-    """`frame` with clean texts, and one kind of value in each column.
-
-    Lists become JSON text, and so do all values of a column that holds numbers and texts.
-    """
-    frame = frame.rename(columns=clean).map(clean)
-    for name in [name for name in frame.columns if frame[name].dtype == "object"]:
-        values = [None if value is None or value != value else value for value in frame[name]]
-        kinds = {type(value) for value in values if value is not None}
-        if kinds not in ({str}, {bool}):
-            values = [value if value is None or isinstance(value, str)
-                      else json.dumps(files.plain(value)) for value in values]  # fmt: skip
-        frame[name] = values
-    return frame
 
 
 def export(names: list[str], csv: str | None, parquet: str | None) -> None:
     """Write a row per trial, as CSV or Parquet."""
     frame = results.trials(*names)
-    content = flat(frame)
     try:
         if csv:
-            text = content.rename(columns=harmless).map(harmless).to_csv(index=False)
+            text = sheets.csv(frame)
             sys.stdout.write(text) if csv == "-" else files.write_text(Path(csv), text)
         else:
-            _write_parquet(content, Path(parquet or ""))
+            _write_parquet(sheets.flat(frame), Path(parquet or ""))
     except OSError as error:
         raise UserError(f"cannot write {csv or parquet}: {error.strerror or error}") from None
     note_faults(frame.attrs["unreadable"], frame.attrs["torn"])
@@ -414,6 +267,17 @@ def _write_parquet(frame: Any, path: Path) -> None:
         raise UserError("--parquet needs a package: pip install pyarrow") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def make_report(names: list[str], output: str, every: float | None) -> None:
+    """Write the page once, or again and again until every trial has ended."""
+    from util import report  # pandas and matplotlib take seconds
+
+    if every is None:
+        note(f"{counted(report.write(names, output), 'trial')} in {output}")
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        report.watch(names, output, every, note)
 
 
 @reports_errors
@@ -432,12 +296,19 @@ def main() -> None:
         show_trial(experiment, trial, args.json)
     elif args.action == "diff":
         show_diff((args.a, args.b), args.json)
+    elif args.action == "plot":
+        from util import figures  # matplotlib takes a second
+
+        written = figures.plot(args.figure, args.experiments, args.output, args.metric)
+        print("  ".join(printable(path) for path in written))
     elif args.action == "export":
         export(args.experiments, args.csv, args.parquet)
+    elif args.action == "report":
+        make_report(args.experiments, args.output, args.watch)
     elif not args.experiments:
         list_experiments(args.json)
     else:
-        found = [results.read(name) for name in args.experiments]
+        found = [results.read(name) for name in results.expand(args.experiments)]
         if args.action == "ls":
             list_trials(found, args.json)
         else:

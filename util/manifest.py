@@ -120,15 +120,33 @@ def read_text(path: Path) -> str:
     Raises:
         OSError: it is missing, is no plain file, or is larger than `MAX_BYTES`.
     """
+    with open(_opened(path, MAX_BYTES), encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a plain file, under the same rules.
+
+    Raises:
+        OSError: it is missing, is no plain file, or is larger than `most` bytes.
+    """
+    with open(_opened(path, most), "rb") as file:
+        return file.read()
+
+
+def _opened(path: Path, most: int) -> int:
     # NONBLOCK: opening a pipe would wait for its other end.
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(handle, encoding="utf-8", errors="replace") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{path} is no plain file")
-        if about.st_size > MAX_BYTES:
-            raise OSError(f"{path} has {about.st_size} bytes, more than {MAX_BYTES}")
-        return file.read()
+        if about.st_size > most:
+            raise OSError(f"{path} has {about.st_size} bytes, more than {most}")
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ A trial that cannot be read keeps its row; `frame.attrs["unreadable"]` says why,
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,14 +79,16 @@ class Trial:
 
     def best(self) -> dict[str, float]:
         """The best value of each metric over all rounds: smallest for a loss, else largest."""
+        names = dict.fromkeys(key for line in self.rounds for key in line)
         found: dict[str, float] = {}
-        for line in self.rounds:
-            for key, value in line.items():
-                if type(value) is float or type(value) is int:
-                    old = found.get(key, value)
-                    found[key] = min(old, value) if "loss" in key else max(old, value)
-        return {key: value for key, value in found.items()
-                if key not in _PLACE | _UNJUDGED and not key.startswith("best_")}  # fmt: skip
+        for name in names:
+            if name in _PLACE or name in _UNJUDGED or name.startswith("best_"):
+                continue
+            values = [line[name] for line in self.rounds
+                      if type(line.get(name)) in (int, float)]  # fmt: skip
+            if values:
+                found[name] = min(values) if "loss" in name else max(values)
+        return found
 
 
 @dataclasses.dataclass
@@ -157,6 +159,51 @@ def _experiments(folder: Path, levels: int) -> Iterator[Path]:
             yield inner
         elif levels and not is_snapshot(inner):
             yield from _experiments(inner, levels - 1)
+
+
+def expand(names: Iterable[str | Path]) -> list[str | Path]:
+    """The experiments behind the names typed: a study stands for those inside it.
+
+    A name that is neither stays as it is, for `read` to judge.
+
+    Args:
+        names: of experiments, and of folders that are none but hold some.
+
+    Returns:
+        A study's in the order of its stages, then the rest by name.
+    """
+    found: list[str | Path] = []
+    for name in names:
+        folder = locate(name)
+        if not folder or _is_experiment(folder):
+            found.append(name)
+            continue
+        stages = [short_name(folder / stage) for stage in study(folder).get("stages", [])]
+        inner = sorted(short_name(one) for one in _experiments(folder, DEPTH))
+        first = [stage for stage in stages if stage in inner]
+        found += list(dict.fromkeys([*first, *inner])) or [name]
+    return found
+
+
+def study(folder: Path) -> dict[str, Any]:
+    """What `study.json` says of a folder of experiments; empty without one that is whole.
+
+    Keys, each of which may be missing: question, command, preset (texts), stages (list of
+    texts), seconds (a number).
+    """
+    try:
+        told = manifests.read_object(folder / paths.STUDY)
+    except (OSError, ValueError):
+        return {}
+    texts = {key: told[key] for key in ("question", "command", "preset")
+             if isinstance(told.get(key), str)}  # fmt: skip
+    chosen = told.get("chosen")
+    if isinstance(chosen, dict) and isinstance(chosen.get("preset"), str):
+        texts.setdefault("preset", chosen["preset"])
+    if isinstance(told.get("stages"), list):
+        texts["stages"] = [stage for stage in told["stages"] if isinstance(stage, str)]
+    seconds = number(told, "seconds")
+    return texts if seconds is None else texts | {"seconds": seconds}
 
 
 def locate(name: str | Path) -> Path | None:
@@ -294,7 +341,7 @@ def merged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _round(line: dict[str, Any]) -> int | None:
-    at = number(line, "round")
+    at = number(line, "round" if "round" in line else "training_iteration")  # as of old
     return int(at) if at is not None and at >= 0 and at == int(at) else None
 
 
@@ -402,7 +449,7 @@ def config(trial: Trial) -> dict[str, str]:
 
 
 def trials(*names: str | Path) -> "pandas.DataFrame":
-    """One row per trial of these experiments.
+    """One row per trial of these experiments; a study stands for those inside it.
 
     Columns: `exp`, `trial`, `status`, `why`, `round`, `rounds`, `total_s`, `snapshot`, the
     last value of each metric, `best_<metric>`, and each overridden gin name in full (lists as
@@ -411,7 +458,11 @@ def trials(*names: str | Path) -> "pandas.DataFrame":
     Raises:
         UserError: an experiment that doesn't exist.
     """
-    found = [read(name) for name in names]
+    return trial_frame([read(name) for name in expand(names)])
+
+
+def trial_frame(found: list[Experiment]) -> "pandas.DataFrame":
+    """The frame of `trials`, of experiments that have been read."""
     rows = [_row(trial) for experiment in found for trial in experiment.trials]
     first = ["exp", "trial", "status", "why", "round", "rounds", "total_s", "snapshot"]
     keys = dict.fromkeys(first)
@@ -423,7 +474,7 @@ def trials(*names: str | Path) -> "pandas.DataFrame":
 
 
 def rounds(*names: str | Path) -> "pandas.DataFrame":
-    """One row per trial and round of these experiments.
+    """One row per trial and round of these experiments, or of those inside a study.
 
     Columns: `exp`, `trial`, `round` and what else its line of `result.json` holds. What
     belongs to the whole trial is joined by `frame.merge(trials, on=["exp", "trial"])`.
@@ -431,7 +482,11 @@ def rounds(*names: str | Path) -> "pandas.DataFrame":
     Raises:
         UserError: an experiment that doesn't exist.
     """
-    found = [read(name) for name in names]
+    return round_frame([read(name) for name in expand(names)])
+
+
+def round_frame(found: list[Experiment]) -> "pandas.DataFrame":
+    """The frame of `rounds`, of experiments that have been read."""
     rows = [line | {"exp": trial.exp, "trial": trial.name}
             for experiment in found for trial in experiment.trials
             for line in trial.rounds]  # fmt: skip
