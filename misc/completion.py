@@ -27,6 +27,7 @@ SCRIPTS = (
     "misc/count_model_params.py",
     "misc/data.py",
     "misc/move_snapshots.py",
+    "misc/pictures.py",
     "misc/render.py",
     "misc/results.py",
     "misc/save_network_output.py",

@@ -23,6 +23,7 @@ from torch import Tensor  # noqa: E402
 from selfstudy import configure, registry  # noqa: E402
 from selfstudy.augment import augment  # noqa: E402
 from selfstudy.datasets.base import SPLITS, BaseDataset  # noqa: E402
+from selfstudy.pictures import seen  # noqa: E402
 from selfstudy.types import DataInfo  # noqa: E402
 from util import hdf5  # noqa: E402
 from util.errors import UserError, nearest, reports_errors  # noqa: E402
@@ -104,13 +105,17 @@ def show(data: BaseDataset, path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     alone = dataclasses.replace(data.info, targets={})  # labels do not come along here
     (views,), _ = augment(alone, True)(images, {}, generator, 1)
-    raw = images.numpy() if data.info.stored == "uint8" else seen(images, data.info)
+    raw = images.numpy() if data.info.stored == "uint8" else _seen(images, data.info)
     ends = np.cumsum([len(found) for _, found in lines])[:-1]
-    blocks = {"raw": np.split(raw, ends), "augmented": np.split(seen(views, data.info), ends)}
+    blocks = {"raw": np.split(raw, ends), "augmented": np.split(_seen(views, data.info), ends)}
     if drawn := [known for _, found in lines if (known := labelled(data.path, found[:2]))]:
         blocks["labels"] = [np.stack(known) for known in drawn]
     sheet([name for name, _ in lines], blocks, data.info.input_res).save(path)
     print(f"{path}: {len(rows)} training images: {', '.join(blocks)}")
+
+
+def _seen(views: Tensor, info: DataInfo) -> np.ndarray:
+    return seen(views, info).transpose(0, 3, 1, 2)
 
 
 def _lines(data: BaseDataset, columns: dict[str, Tensor]) -> list[tuple[str, list[int]]]:
@@ -123,36 +128,6 @@ def _lines(data: BaseDataset, columns: dict[str, Tensor]) -> list[tuple[str, lis
     names = data.classes or [str(label) for label in range(data.info.targets["class"])]
     found = [(name, rows[labels == label][:ACROSS]) for label, name in enumerate(names)]
     return [(name, part.tolist()) for name, part in found if len(part)][:LINES]
-
-
-def seen(views: Tensor, info: DataInfo) -> np.ndarray:
-    """Normalised images [n, 3, H, W] as RGB bytes."""
-    std, mean = (torch.tensor(values).view(3, 1, 1) for values in (info.std, info.mean))
-    values = views.double() * std + mean
-    if info.space == "lab":
-        values = lab_to_rgb(values)
-    return values.round().clamp(0, 255).byte().numpy()
-
-
-def lab_to_rgb(lab: Tensor) -> Tensor:
-    """CIE LAB [n, 3, H, W] under D65 as sRGB 0..255, not yet clamped (IEC 61966-2-1)."""
-    light, a, b = lab.unbind(1)
-    y = (light + 16) / 116
-    f = torch.stack([y + a / 500, y, y - b / 200], 1)
-    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
-    xyz = xyz * torch.tensor([0.95047, 1.0, 1.08883]).view(3, 1, 1)
-    to_rgb = torch.linalg.inv(
-        torch.tensor(
-            [
-                [0.412453, 0.357580, 0.180423],
-                [0.212671, 0.715160, 0.072169],
-                [0.019334, 0.119193, 0.950227],
-            ],
-            dtype=lab.dtype,
-        )
-    )
-    rgb = torch.einsum("ij,njhw->nihw", to_rgb, xyz).clamp(0)
-    return 255 * torch.where(rgb > 0.0031308, 1.055 * rgb ** (1 / 2.4) - 0.055, 12.92 * rgb)
 
 
 # What a rendered file knows of its pixels, as pictures [3, H, W] of bytes.

@@ -96,3 +96,10 @@ def test_hue_rotation_is_near_the_shift_of_hue():
         fast = (color.hue_rotation(torch.tensor([turns])) @ images.flatten(2)).view(exact.shape)
         assert (fast - exact).abs().mean() < 0.022
         assert (fast - exact).abs().mean() < (images - exact).abs().mean()
+
+
+def test_lab_to_rgb_is_the_inverse_of_skimages():
+    rgb = np.random.RandomState(0).randint(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    lab = torch.from_numpy(skimage.color.rgb2lab(rgb)).permute(0, 3, 1, 2)
+    back = color.lab_to_rgb(lab).permute(0, 2, 3, 1).numpy()
+    assert abs(back - rgb).max() < 0.05

@@ -2,9 +2,7 @@ import gin
 import h5py
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from skimage import color
 
 import paths
 from misc import data as tool
@@ -105,10 +103,3 @@ def test_mistakes_are_one_line(command):
     ):
         code, shown = command(*words)
         assert code == 2 and shown.err.startswith("error: ") and shown.err.count("\n") == 1
-
-
-def test_lab_to_rgb_is_the_inverse_of_skimages():
-    rgb = np.random.RandomState(0).randint(0, 256, (2, 16, 16, 3)).astype(np.uint8)
-    lab = torch.from_numpy(color.rgb2lab(rgb)).permute(0, 3, 1, 2)
-    back = tool.lab_to_rgb(lab).permute(0, 2, 3, 1).numpy()
-    assert abs(back - rgb).max() < 0.05

@@ -118,3 +118,14 @@ def hue_rotation(turns: Tensor) -> Tensor:
     # eye rolled down less eye rolled up: the cross product with (1, 1, 1)
     cross = eye.roll(1, 0) - eye.roll(-1, 0)
     return cos * eye + (1 - cos) / 3 + sin * cross
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """LAB [n, 3, H, W] as sRGB 0..255 [n, 3, H, W], not yet clamped, to look at."""
+    light, a, b = lab.unbind(1)
+    y = (light + 16) / 116
+    f = torch.stack([y + a / 500, y, y - b / 200], 1)
+    xyz = torch.where(f > DELTA, f**3, 3 * DELTA**2 * (f - 4 / 29))
+    xyz = xyz * lab.new_tensor(WHITE).view(3, 1, 1)
+    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(lab.new_tensor(XYZ)), xyz).clamp(0)
+    return 255 * torch.where(rgb > 0.0031308, 1.055 * rgb ** (1 / 2.4) - 0.055, 12.92 * rgb)
