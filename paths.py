@@ -17,6 +17,7 @@ EXP_DIR = Path(os.environ.get("SELFSTUDY_EXP") or ROOT / "exp").absolute()
 # An experiment's own files.
 PLAN = "plan.json"
 ENVIRONMENT = "environment.json"
+STUDY = "study.json"  # of several experiments, which lie below it
 JOURNAL = "journal.jsonl"  # what happened, a line each
 # A trial's files.
 PARAMS = "params.json"

@@ -54,6 +54,7 @@ class Plan:
         total: trials in all; a search adds those that are missing.
         settings: texts of `--set`.
         digest: SHA-256 of the ray config's file.
+        waiting: names of trials that cannot begin now; not stored.
     """
 
     exp_id: str
@@ -65,6 +66,7 @@ class Plan:
     total: int = 0
     settings: tuple[str, ...] = ()
     digest: str = ""
+    waiting: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.total = max(self.total, len(self.rows))
@@ -116,6 +118,7 @@ class Plan:
     def write_plan(self) -> None:
         """Write `plan.json`; the trials that a search has added stay in the journal."""
         content = dataclasses.asdict(self)
+        del content["waiting"]
         added = {event["name"] for event in self._events() if event["event"] == "row"}
         content["rows"] = [row for row in content["rows"] if row["name"] not in added]
         files.write_json(self.folder / paths.PLAN, {"schema": SCHEMA, **content})
@@ -255,10 +258,10 @@ class Plan:
         return {row.name: manifest.status(row.name, self.last(row)) for row in self.rows}
 
     def unfinished(self) -> list[Row]:
-        """The trials that have not ended; those that failed are among them."""
+        """The trials that have not ended and can begin; those that failed are among them."""
         ended = ("done", "stopped", "diverged")
-        statuses = self.statuses()
-        return [row for row in self.rows if statuses[row.name] not in ended]
+        left = {name for name, status in self.statuses().items() if status not in ended}
+        return [row for row in self.rows if row.name in left - self.waiting]
 
     def varying(self) -> list[str]:
         """The overridden names whose values differ between trials."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from selfstudy import rehearsal
@@ -33,7 +33,13 @@ class Preflight:
         return sum(self.rounds.values()) + (plan.total - len(plan.rows)) * self.typical
 
 
-def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = False) -> Preflight:
+def check(
+    plan: Plan,
+    given: dict[str, Any],
+    prepare: bool,
+    resumed: bool = False,
+    promised: Collection[str] = (),
+) -> Preflight:
     """Check every trial, and the corners of what a search may try.
 
     Repeats that differ in their seed alone are checked once; of a resumed plan only the trials
@@ -46,6 +52,8 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
         given: entries of its ray config, with scheduler and search algorithm.
         prepare: make data files that are missing.
         resumed: whether some trials may have ended.
+        promised: snapshots that will be there when the plan runs; those that start from one
+            are checked without it.
 
     Raises:
         UserError: whatever cannot work.
@@ -57,9 +65,10 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
     found: dict[str, rehearsal.Checked] = {}
     if len(todo) > MANY:
         print(f"checking {len(todo)} trials", file=sys.stderr)
+    todo = [Row(row.name, _without(row.overrides, promised)) for row in todo]
     extreme = _extremes(todo)
     for row in todo:
-        values = {key: item for key, item in row.overrides.items() if not key.endswith(".seed")}
+        values = {key: item for key, item in row.overrides.items() if not _is_seed(key)}
         same = repr(values)
         if same not in known:
             build = row.name in extreme
@@ -81,12 +90,21 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool = Fals
     )
 
 
+def _without(overrides: dict[str, Any], promised: Collection[str]) -> dict[str, Any]:
+    return {key: item for key, item in overrides.items()
+            if not (isinstance(item, str) and item in promised)}  # fmt: skip
+
+
+def _is_seed(name: str) -> bool:
+    return name.endswith((".seed", "_seed"))
+
+
 def _extremes(rows: Sequence[Row]) -> set[str]:
     """Names of the rows that are to be rehearsed."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         rest = {key: item for key, item in row.overrides.items()
-                if not isinstance(item, float) and not key.endswith(".seed")}  # fmt: skip
+                if not isinstance(item, float) and not _is_seed(key)}  # fmt: skip
         groups.setdefault(repr((rest, sorted(row.overrides))), []).append(row)
     chosen = set()
     for group in groups.values():

@@ -6,6 +6,7 @@ them runs its file again when it is resumed.
 """
 
 import ast
+import dataclasses
 import hashlib
 import re
 import runpy
@@ -56,20 +57,25 @@ def overridden(given: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]
     """
     given = dict(given)
     for text in settings:
-        key, equals, value = (part.strip() for part in text.partition("="))
+        key, value = _pair(text)
         entry, dot, inner = key.partition(".")
-        if not equals or not value:
-            raise UserError(f"--set '{text}': expected KEY=VALUE, as in num_samples=40")
         if entry not in DEFAULTS:
             raise UserError(f"--set '{text}': no entry '{entry}'{nearest(entry, DEFAULTS)}")
         if dot and not isinstance(given[entry], dict):
             raise UserError(f"--set '{text}': {entry} has no parts")
-        try:
-            parsed = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed = value
-        given[entry] = {**given[entry], inner: parsed} if dot else parsed
+        given[entry] = {**given[entry], inner: value} if dot else value
     return given
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """Key and value of a text of `--set`; a value that is no Python literal is text."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not value:
+        raise UserError(f"--set '{text}': expected KEY=VALUE, as in num_samples=40")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def is_drawn(config: dict[str, Any]) -> bool:
@@ -94,25 +100,117 @@ def ray_file(name: str) -> Path:
     return paths.under(paths.RAY_DIR, name.removesuffix(".py") + ".py")
 
 
-def exp_args(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """`exp_args` of `config/ray/<name>.py`, checked, with defaults and `--set` filled in."""
+def _contents(name: str) -> dict[str, Any]:
+    """What the file of a ray config defines."""
     path = ray_file(name)
     try:
-        given = runpy.run_path(str(path))["exp_args"]
-    except KeyError:
-        raise UserError(f"config/ray/{name}.py defines no exp_args") from None
+        return runpy.run_path(str(path))
     except ImportError as error:
         raise UserError(
             f"config/ray/{name}.py: {error}; pip install {error.name or name}"
         ) from None
     except Exception as error:  # a user's file may fail in any way; it is still one line
         raise UserError(f"config/ray/{name}.py: {type(error).__name__}: {error}") from None
+
+
+def exp_args(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """`exp_args` of `config/ray/<name>.py`, checked, with defaults and `--set` filled in."""
+    contents = _contents(name)
+    if "exp_args" not in contents:
+        raise UserError(f"config/ray/{name}.py defines no exp_args")
+    return _completed(contents["exp_args"], settings, f"config/ray/{name}.py")
+
+
+def _completed(given: dict[str, Any], settings: Sequence[str], where: str) -> dict[str, Any]:
     for key in given:
         if key not in DEFAULTS:
-            raise UserError(f"config/ray/{name}.py: no entry '{key}'{nearest(key, DEFAULTS)}")
+            raise UserError(f"{where}: no entry '{key}'{nearest(key, DEFAULTS)}")
     given = overridden(DEFAULTS | given, settings)
-    check(given, f"config/ray/{name}.py")
+    check(given, where)
     return given
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of a study: an experiment of its own.
+
+    Attributes:
+        name: folder below the study's.
+        gin, params: its files and bindings.
+        move: a template by which its trials' checkpoints are named when it has ended, see
+            `util.relocate.format_name`; None leaves them where they are.
+        trials: what each trial overrides.
+        exp_args: entries as of a ray config, filled in.
+    """
+
+    name: str
+    gin: tuple[str, ...]
+    params: tuple[str, ...]
+    move: str | None
+    trials: list[dict[str, Any]]
+    exp_args: dict[str, Any]
+
+
+def is_study(name: str) -> bool:
+    """Whether `config/ray/<name>.py` defines a `study` instead of `exp_args`."""
+    return "study" in _contents(name)
+
+
+def study(
+    name: str, exp_id: str, settings: Sequence[str] = ()
+) -> tuple[str, dict[str, Any], list[Stage]]:
+    """The question, the settings and the stages of a study.
+
+    Its file defines `presets`, a dict of settings for each preset, the first of them the
+    default, and `study(exp, **settings)`, which returns its `question` and its `stages`: for
+    each the `trials`, a dict of gin names and values for each, entries as in `exp_args`, and
+    `gin`, `params` and `move` as `Stage` has them.
+
+    Args:
+        name: of the file below config/ray.
+        exp_id: the study's experiment, below which snapshots will lie.
+        settings: texts of `--set`: `preset=NAME`, or `KEY=VALUE` of a preset's keys.
+    """
+    contents, where = _contents(name), f"config/ray/{name}.py"
+    chosen = _settings(contents.get("presets", {}), settings, where)
+    try:
+        given = contents["study"](exp_id, **{k: v for k, v in chosen.items() if k != "preset"})
+        question, stages = given["question"], given["stages"]
+    except Exception as error:
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from None
+    return question, chosen, [_stage(key, dict(item), where) for key, item in stages.items()]
+
+
+def _settings(
+    presets: dict[str, dict[str, Any]], settings: Sequence[str], where: str
+) -> dict[str, Any]:
+    """A preset's settings after `--set`."""
+    given = dict(map(_pair, settings))
+    preset = given.setdefault("preset", next(iter(presets), ""))
+    if presets and preset not in presets:
+        raise UserError(f"--set preset={preset}: {where} has none{nearest(preset, presets)}")
+    known = {"preset": preset} | presets.get(preset, {})
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"--set '{key}': {where} has no setting of this name"
+                            f"{nearest(key, known)}")  # fmt: skip
+        if type(value) is not type(known[key]) and not (
+            isinstance(value, (int, float)) and isinstance(known[key], (int, float))
+        ):
+            raise UserError(f"--set {key}={value!r}: expected such as {known[key]!r}")
+    return known | given
+
+
+def _stage(name: str, item: dict[str, Any], where: str) -> Stage:
+    where = f"{where}: stage '{name}'"
+    gin, params = tuple(item.pop("gin", ())), tuple(item.pop("params", ()))
+    move, trials = item.pop("move", None), item.pop("trials", None)
+    given = _completed(item, (), where)
+    if not trials or not all(isinstance(trial, dict) for trial in trials):
+        raise UserError(f"{where}: 'trials' is a list of dicts, one for each trial")
+    if given["search_alg"] or given["scheduler"] or given["config"]:
+        raise UserError(f"{where} has its 'trials': it takes no search, scheduler or config")
+    return Stage(name, gin, params, move, trials, given)
 
 
 def check(given: dict[str, Any], where: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import main
 import paths
-from selfstudy import configure, plan, rayconfig, registry
+from selfstudy import configure, plan, rayconfig, registry, stages
 from util import files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,8 @@ def test_commands_parse_and_what_they_bind_exists():
         assert (ROOT / script).exists()
         if script == "main.py":
             args = main.parser().parse_args(words)
-            assert not args.ray_config or rayconfig.ray_file(args.ray_config)
+            if args.ray_config and rayconfig.is_study(args.ray_config):
+                stages.make("x", args.ray_config, tuple(args.settings), tuple(args.gin_param))
             configure.load(configure.Spec(tuple(args.gin_config), tuple(args.gin_param)))
             seen += 1
         elif script == "misc/data.py" and "-p" in words:

@@ -597,7 +597,7 @@ def test_a_machine_that_dies_has_left_the_plan_in_the_mirror(run, monkeypatch, t
     monkeypatch.setenv("SELFSTUDY_MIRROR", f"file://{tmp_path}/mirror")
     with monkeypatch.context() as patch:
         fails_after(patch, 3, KeyboardInterrupt())  # nothing is tidied up
-        patch.setattr(main, "_upload", None)
+        patch.setattr(main.driver, "upload", None)
         run("-e", "s", *STUDY)
     shutil.rmtree(paths.EXP_DIR / "s")
     assert run("-e", "s", "--resume")[0] == 0

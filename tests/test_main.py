@@ -243,7 +243,7 @@ WRONG += WRONG_SEARCHES
 def test_a_wrong_command_line_is_one_line_and_starts_nothing(
     line, expected, typed, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(main, "execute", lambda *args: pytest.fail("it was started"))
+    monkeypatch.setattr(main.driver, "execute", lambda *args: pytest.fail("it was started"))
     code, out, err = typed(*shlex.split(line))
     text = re.sub(r"\(known: .*\)$", "{known}", err.removesuffix("\n"))
     places = {"gin": paths.GIN_DIR, "exp": paths.EXP_DIR, "data": paths.DATA_DIR}
@@ -276,7 +276,7 @@ REHEARSED = {
 
 @pytest.mark.parametrize("line", REHEARSED)
 def test_what_cannot_work_is_found_before_anything_starts(line, typed, monkeypatch):
-    monkeypatch.setattr(main, "execute", lambda *args: pytest.fail("it was started"))
+    monkeypatch.setattr(main.driver, "execute", lambda *args: pytest.fail("it was started"))
     code, out, err = typed(*shlex.split(line))
     *preparing, last = err.splitlines()  # a new resolution prepares the digits first
     assert (code, out) == (2, "") and last.startswith("error: ") and REHEARSED[line] in last
@@ -647,7 +647,7 @@ def test_a_start_that_is_refused_leaves_the_name_free(typed, tmp_path, monkeypat
     def refused(*args):
         raise UserError("no such cluster")
 
-    monkeypatch.setattr(main, "_local", refused)
+    monkeypatch.setattr(main.driver, "_run", refused)
     for _ in range(2):
         assert typed("-e", "mine", "-l")[::2] == (2, "error: no such cluster\n")
     assert not (tmp_path / "exp/mine/plan.json").exists()

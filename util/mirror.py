@@ -108,9 +108,10 @@ class Mirror:
 
     def has(self, exp_id: str) -> bool:
         """Whether the experiment is in the mirror."""
-        plan = _name(under_experiments(exp_id) / paths.PLAN)
+        folder = under_experiments(exp_id)
+        records = [self._at(_name(folder / name)) for name in (paths.PLAN, paths.STUDY)]
         with _as_os_errors():
-            return self.filesystem.get_file_info(self._at(plan)).is_file
+            return any(info.is_file for info in self.filesystem.get_file_info(records))
 
     # ---- up ---------------------------------------------------------------------------------
 
