@@ -130,20 +130,26 @@ def of_images(
         classes = torch.full((len(rows),), features.IGNORED)
         if args.train_lr or "class" in item.info.targets:
             classes = saved[f"{split}_class"] = logistic.labels(item, rows)
-        if not args.get_feats:  # only rows that tell something
-            known = classes != features.IGNORED
-            rows, classes = rows[known.numpy()], classes[known]
+        chosen = torch.arange(len(rows))
+        if not args.get_feats:  # only rows that a classifier is trained or tried on
+            chosen = (classes != features.IGNORED).nonzero()[:, 0]
+            if split == "train":
+                most = max(amounts(args, len(chosen)))
+                chosen = logistic.balanced(classes, most, seed)
+        if split == "train":
+            every, pool = classes, chosen
+        rows, classes = rows[chosen.numpy()], classes[chosen]
         values = features.table(encoder, item, rows=rows).layer()
         saved |= {f"{split}_features": values, f"{split}_rows": torch.from_numpy(rows)}
         held[split] = values, classes
     values, classes = held.pop("train")
 
     def examples(amount: int) -> tuple[Tensor, Tensor]:
-        cut = logistic.balanced(classes, amount, seed)
+        cut = torch.searchsorted(pool, logistic.balanced(every, amount, seed))
         return values[cut], classes[cut]
 
-    count = data["train"].info.targets.get("class", 0)
-    return Material(saved, examples, held, int((classes != features.IGNORED).sum()), count)
+    images = int((every != features.IGNORED).sum())
+    return Material(saved, examples, held, images, data["train"].info.targets.get("class", 0))
 
 
 def of_pixels(
