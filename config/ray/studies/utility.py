@@ -10,14 +10,14 @@ published sizes and wants a cluster. Any setting can be changed, as in --set see
 
 presets = {
     "mini": {
-        "methods": ["rotate", "vae", "amdim", "simclr", "byol"],
+        "methods": ["byol", "amdim", "simclr", "rotate", "vae"],  # the slowest first
         "variants": ["0010", "1000"],
         "labels": [50, 100, 250, 1000, 4000, 10000],
         "seeds": 3,
         "files": "syn/r9n",
         "res": 32,
         "images": 12000,
-        "pretrain": {"session.train_iters": 100, "scheduler.milestones": [2, 20]},
+        "pretrain": {"session.train_iters": 100, "scheduler.milestones": [2, 60]},
         "finetune": {
             "session.train_iters": 100,
             "scheduler.milestones": [1, 5],
