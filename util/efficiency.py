@@ -7,6 +7,7 @@ table = efficiency.table(found)            # a row per data set, method and labe
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ class Curves:
         metric: what is compared, in [0, 1].
         values: data set -> method -> labels -> accuracies; scratch first, labels rising.
         repeats: the smallest and the largest number of repeats of a cell.
-        left_out: trials that have not ended as planned, or have no number of labels.
+        left_out: trials with a number of labels that have not ended as planned.
         paired: of every cell the same seeds have ended, so that differences are paired.
     """
 
@@ -85,6 +86,7 @@ def curves(frame: "pandas.DataFrame", metric: str | None = None) -> Curves:
     metric = metric or next((name for name in METRICS if name in frame), METRICS[0])
     if metric not in frame:
         raise ValueError(f"no trial has {metric}")
+    frame = frame[frame[LABELS].notna()]  # a study's pretraining is no part of the question
     frame = frame.assign(_method=methods(frame))
     frame = frame.sort_values([name for name in SEEDS if name in frame], kind="stable")
     values: Nested = {}
@@ -92,20 +94,21 @@ def curves(frame: "pandas.DataFrame", metric: str | None = None) -> Curves:
     left_out = 0
     for row in frame.to_dict("records"):
         amount = row[LABELS]
-        if row["status"] != "done" or not _number(amount) or not _number(row[metric]):
+        counts = _finite(amount) and amount > 0 and _finite(row[metric])
+        if row["status"] != "done" or not counts:
             left_out += row["status"] != "planned"
             continue
         where = str(row.get(PANEL, "")), row["_method"], int(amount)
         cells = values.setdefault(where[0], {}).setdefault(where[1], {})
         cells.setdefault(where[2], []).append(float(row[metric]))
         seeds.setdefault(where, []).append(tuple(row.get(name) for name in SEEDS))
-    counts = [len(cell) for cell in seeds.values()] or [0]
-    paired = len(set(map(tuple, seeds.values()))) == 1 and counts[0] > 1
-    return Curves(metric, _ordered(values), (min(counts), max(counts)), left_out, paired)
+    often = [len(cell) for cell in seeds.values()] or [0]
+    paired = len(set(map(tuple, seeds.values()))) == 1 and often[0] > 1
+    return Curves(metric, _ordered(values), (min(often), max(often)), left_out, paired)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == value and value > 0
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _ordered(values: Nested) -> Nested:
