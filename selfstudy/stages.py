@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import paths
-from selfstudy import configure, cost, devices, disk, driver, preflight, rayconfig, shares
+from selfstudy import (
+    configure,
+    cost,
+    devices,
+    disk,
+    driver,
+    preflight,
+    rayconfig,
+    registry,
+    shares,
+)
 from selfstudy import plan as plans
 from selfstudy.plan import Plan
 from selfstudy.preflight import Preflight
@@ -144,6 +154,7 @@ def check(study: Study, prepare: bool, resumed: bool) -> list[Preflight]:
     Raises:
         UserError: whatever cannot work, a snapshot among it that no stage makes.
     """
+    registry.discover()
     found, promised = [], set()
     for stage, plan in study.stages:
         _require_made(study, plan, promised)

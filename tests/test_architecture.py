@@ -199,7 +199,8 @@ TABLE = {
         4,
         "paths selfstudy.configure selfstudy.cost selfstudy.devices selfstudy.disk "
         "selfstudy.driver selfstudy.pictures selfstudy.plan selfstudy.preflight "
-        "selfstudy.rayconfig selfstudy.shares util.checkpoints util.environment "
+        "selfstudy.rayconfig selfstudy.registry selfstudy.shares util.checkpoints "
+        "util.environment "
         f"util.progress util.relocate util.report {LEAVES}",
     ),
     "selfstudy/presets.py": (

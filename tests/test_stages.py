@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -106,8 +109,14 @@ def test_interrupted_and_resumed_it_finds_the_same(file, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("util.progress.Trials.start", say)
             assert run(study, resumed=stop_after > 1) == 130
-    again = stages.stored("cut")
-    assert run(again, resumed=True) == 0
+    # A process of its own, which has imported nothing of what the plans need.
+    start = ("import sys, pathlib, paths; paths.RAY_DIR = pathlib.Path(sys.argv.pop(1)); "
+             "import main; main.main()")  # fmt: skip
+    words = [sys.executable, "-c", start, str(file.parent), "-e", "cut", "--resume", "-l", "-q"]
+    folders = {"SELFSTUDY_EXP": str(paths.EXP_DIR), "SELFSTUDY_DATA": str(paths.DATA_DIR)}
+    done = subprocess.run(words, env=os.environ | folders, cwd=paths.ROOT, text=True,
+                          capture_output=True, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr
     for stage in ("pretrain", "finetune"):
         assert [list(line.values()) for line in numbers(f"cut/{stage}").values()] == [
             list(line.values()) for line in numbers(f"whole/{stage}").values()
