@@ -129,3 +129,26 @@ def _offspring(folder: Path) -> list[int]:
         except OSError:  # it has ended, or belongs to another user
             continue
     return found
+
+
+@pytest.fixture
+def exp_dir(tmp_path, monkeypatch) -> Path:
+    """An empty folder of experiments."""
+    monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")
+    (tmp_path / "exp").mkdir()
+    return tmp_path / "exp"
+
+
+@pytest.fixture
+def results_command(monkeypatch, capsys):
+    """Runs `misc/results.py` with these words; returns its exit code, stdout and stderr."""
+    from misc import results as tool
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["misc/results.py", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            tool.main()
+        told = capsys.readouterr()
+        return caught.value.code, told.out, told.err
+
+    return run

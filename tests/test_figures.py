@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import paths
-from misc import results as tool
 from util import efficiency, figures, results, sheets
 from util.errors import UserError
 from util.figures import canvas
@@ -584,31 +583,23 @@ def test_what_cannot_be_written_is_one_line(tmp_path, place):
 
 
 def test_no_figure_is_kept_by_pyplot():
-    before = "matplotlib.pyplot" in sys.modules
-    figures.slices(searched(), "valid_accuracy")
-    if before:
-        from matplotlib import pyplot
+    def kept():
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        return pyplot and pyplot.get_fignums()
 
-        assert pyplot.get_fignums() == []
-    assert ("matplotlib.pyplot" in sys.modules) == before
+    before = kept()  # other tests may have left some
+    figures.slices(searched(), "valid_accuracy")
+    assert kept() == before
 
 
 # ---- from the shell -------------------------------------------------------------------------
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs `misc/results.py` with these words; returns its exit code, stdout and stderr."""
+def command(tmp_path, monkeypatch, results_command):
+    """Runs `misc/results.py` on experiments in `tmp_path`."""
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["misc/results.py", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            tool.main()
-        told = capsys.readouterr()
-        return caught.value.code, told.out, told.err
-
-    return run
+    return results_command
 
 
 def test_the_shell_draws_a_figure_and_tells_its_files(worked, command, tmp_path):

@@ -433,7 +433,9 @@ def test_what_is_quick_has_one_line(clock, capsys):
 
 def test_a_terminal_has_one_living_line(clock, capsys, monkeypatch):
     monkeypatch.setattr(fetch.sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(fetch.shutil, "get_terminal_size", lambda: os.terminal_size((50, 20)))
+    monkeypatch.setattr(
+        fetch.shutil, "get_terminal_size", lambda **more: os.terminal_size((50, 20))
+    )
     show = fetch.progress("rendering " + "folder/" * 9 + "x.h5", 100, "pictures")
     clock[0] += 2
     show(50)

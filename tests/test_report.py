@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 import paths
-from misc import results as tool
 from util import compare, report, results
 from util.report import page
 
@@ -168,27 +167,6 @@ def pages(tmp_path_factory):
     return get
 
 
-@pytest.fixture
-def exp_dir(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")
-    (tmp_path / "exp").mkdir()
-    return tmp_path / "exp"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `misc/results.py` with these words; returns its exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["misc/results.py", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            tool.main()
-        told = capsys.readouterr()
-        return caught.value.code, told.out, told.err
-
-    return run
-
-
 def harmless(text: str, tree: Tree) -> None:
     """What holds of every page: it loads nothing, runs nothing, and fits together."""
     assert {tag for tag, _ in tree.tags} <= ALLOWED
@@ -264,7 +242,7 @@ def test_downloads_hold_the_numbers(pages):
     assert frames["table.csv"].accuracy.max() == pytest.approx(highest, abs=2e-4)
 
 
-def test_a_study_stands_for_its_stages(pages, monkeypatch, command, tmp_path):
+def test_a_study_stands_for_its_stages(pages, monkeypatch, results_command, tmp_path):
     folder, _, _ = pages(study, "u1")
     monkeypatch.setattr(paths, "EXP_DIR", folder.parent)
     assert results.expand(["u1", "u1/finetune", "nothing"]) == [
@@ -274,11 +252,11 @@ def test_a_study_stands_for_its_stages(pages, monkeypatch, command, tmp_path):
     frame = results.trials("u1")
     assert frame.exp.tolist() == ["u1/pretrain"] * 2 + ["u1/finetune"] * 27
     assert len(results.rounds("u1")) == 58
-    told = json.loads(command("ls", "u1", "--json")[1])["trials"]
+    told = json.loads(results_command("ls", "u1", "--json")[1])["trials"]
     assert len(told) == 29 and told[0]["exp"] == "u1/pretrain"
-    ranked = json.loads(command("best", "u1", "--metric", "test_accuracy", "--json")[1])
+    ranked = json.loads(results_command("best", "u1", "--metric", "test_accuracy", "--json")[1])
     assert {one["exp"] for one in ranked["trials"]} == {"u1/finetune"}
-    assert command("export", "u1", "--csv", tmp_path / "x.csv")[0] == 0
+    assert results_command("export", "u1", "--csv", tmp_path / "x.csv")[0] == 0
     assert len(pandas.read_csv(tmp_path / "x.csv")) == 29
 
 
@@ -503,15 +481,15 @@ def test_confusions_are_of_the_best_trials_test_split(exp_dir):
 # ---- the command ----------------------------------------------------------------------------
 
 
-def test_the_command_writes_the_page(exp_dir, tmp_path, command):
+def test_the_command_writes_the_page(exp_dir, tmp_path, results_command):
     make(exp_dir / "grid", [({"a.b": n}, [0.1 * n], "done") for n in range(3)])
-    code, out, err = command("report", "grid", "-o", tmp_path / "r.html")
+    code, out, err = results_command("report", "grid", "-o", tmp_path / "r.html")
     assert (code, out) == (0, "") and "3 trials in" in err
     assert Tree((tmp_path / "r.html").read_text()).texts["answer"]
     assert 'http-equiv="refresh"' not in (tmp_path / "r.html").read_text()
 
 
-def test_a_mistake_is_one_line_and_leaves_nothing(exp_dir, tmp_path, command):
+def test_a_mistake_is_one_line_and_leaves_nothing(exp_dir, tmp_path, results_command):
     make(exp_dir / "grid", [({}, [0.1], "done")])
     (tmp_path / "old.html").write_text("old")
     before = sorted(path.name for path in tmp_path.rglob("*"))
@@ -524,7 +502,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(exp_dir, tmp_path, command):
         ("grid", "-o", tmp_path / "r.html", "--watch", "0"): "1 or more",
         ("grid", "-o", tmp_path / "r.html", "--watch", "nan"): "1 or more",
     }.items():
-        code, out, err = command("report", *words)
+        code, out, err = results_command("report", *words)
         assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ")
         assert told in err
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
@@ -568,14 +546,14 @@ def test_watching_waits_for_stages_to_come(exp_dir, tmp_path):
     assert len(looks) == 2
 
 
-def test_ctrl_c_ends_watching_well(exp_dir, tmp_path, command, monkeypatch):
+def test_ctrl_c_ends_watching_well(exp_dir, tmp_path, results_command, monkeypatch):
     make(exp_dir / "w", [({}, [], "planned")])
 
     def sleep(seconds):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report.watch, "__defaults__", (sleep,))
-    code, out, _ = command("report", "w", "-o", tmp_path / "r.html", "--watch", "5")
+    code, out, _ = results_command("report", "w", "-o", tmp_path / "r.html", "--watch", "5")
     assert (code, out) == (0, "")
     assert '<meta http-equiv="refresh" content="5">' in (tmp_path / "r.html").read_text()
 

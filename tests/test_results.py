@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import main
-import paths
 from misc import results as tool
 from util import manifest as manifests
 from util import results
@@ -24,27 +23,7 @@ from util.manifest import Manifest
 RATES = (0.1, 0.2, 0.3)
 NAMES = [f"e_lr={rate}_{number:04d}" for number, rate in enumerate(RATES)]
 HOST = socket.gethostname()
-
-
-@pytest.fixture(autouse=True)
-def exp_dir(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")
-    (tmp_path / "exp").mkdir()
-    return tmp_path / "exp"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `misc/results.py` with these words; returns its exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["misc/results.py", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            tool.main()
-        told = capsys.readouterr()
-        return caught.value.code, told.out, told.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("exp_dir")
 
 
 def line(number: int, rounds: int = 3, **more) -> dict:
@@ -201,7 +180,9 @@ BROKEN_PLANS = {
 
 
 @pytest.mark.parametrize("broken", BROKEN_PLANS)
-def test_a_damaged_plan_is_named_and_the_trials_are_read_all_the_same(grid, broken, command):
+def test_a_damaged_plan_is_named_and_the_trials_are_read_all_the_same(
+    grid, broken, results_command
+):
     content = BROKEN_PLANS[broken]
     if isinstance(content, dict):
         content = json.dumps(json.loads((grid / "plan.json").read_text()) | content)
@@ -212,7 +193,7 @@ def test_a_damaged_plan_is_named_and_the_trials_are_read_all_the_same(grid, brok
     assert [one.name for one in found.trials] == NAMES[:2]
     assert [one.status for one in found.trials] == ["done", "interrupted"]
     assert "damaged" in found.unreadable[0]
-    code, out, err = command("ls", "grid")
+    code, out, err = results_command("ls", "grid")
     assert code == 0 and NAMES[0] in out and "plan.json is damaged" in err
 
 
@@ -268,7 +249,7 @@ def test_a_cut_file_loses_its_last_lines_only(grid, cut):
     assert found.torn == (1 if last and not whole else 0)
 
 
-def test_any_bytes_are_read_without_a_fault(grid, command):
+def test_any_bytes_are_read_without_a_fault(grid, results_command):
     """Files with bytes changed, lines swapped and pieces repeated: read, or named."""
     dice = random.Random(2)
     files = [grid / "plan.json", *(grid / name / "result.json" for name in NAMES[:2]),
@@ -284,9 +265,9 @@ def test_any_bytes_are_read_without_a_fault(grid, command):
         file.write_bytes(content)
         assert len(results.trials("grid")) >= 2
         for words in (["ls", "grid"], ["show", f"grid/{NAMES[0]}"]):
-            code, out, _ = command(*words)
+            code, out, _ = results_command(*words)
             assert code == 0 and "\x1b" not in out
-        assert command("best", "grid")[0] in (0, 2)
+        assert results_command("best", "grid")[0] in (0, 2)
         file.write_bytes(whole[file])
 
 
@@ -297,7 +278,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-def test_hostile_values_reach_neither_terminal_nor_frame(grid, command, tmp_path):
+def test_hostile_values_reach_neither_terminal_nor_frame(grid, results_command, tmp_path):
     rows = [{"name": "e_0", "overrides": HOSTILE}, {"name": "e_1", "overrides": {"list": 2}}]
     plan(grid, rows, exp_args={"metric": {"a": 1}, "mode": [[]]})
     trial(grid, "e_0", {}, [HOSTILE | line(1), HOSTILE | line(2)])
@@ -313,13 +294,13 @@ def test_hostile_values_reach_neither_terminal_nor_frame(grid, command, tmp_path
         ["ls"], ["ls", "grid"], ["show", "grid/e_0"], ["diff", "grid/e_0", "grid/e_1"],
         ["best", "grid", "--metric", "valid_accuracy"], ["diff", "grid", "grid/e_1"],
     ):  # fmt: skip
-        code, out, err = command(*words)
+        code, out, err = results_command(*words)
         assert code == 0 and "\x1b" not in out + err
-        code, out, err = command(*words, "--json")
+        code, out, err = results_command(*words, "--json")
         assert code == 0 and out.isascii() and "\x1b" not in err
         json.loads(out, parse_constant=pytest.fail)
     for flag in ("--csv", "--parquet"):
-        assert command("export", "grid", flag, tmp_path / "out")[0] == 0
+        assert results_command("export", "grid", flag, tmp_path / "out")[0] == 0
 
 
 # ---- trials that were moved -----------------------------------------------------------------
@@ -343,13 +324,13 @@ def test_trials_without_a_plan_are_read(grid):
     assert frame.attrs == {"unreadable": [], "torn": 0}
 
 
-def test_a_renamed_trial_keeps_its_row(grid, command):
+def test_a_renamed_trial_keeps_its_row(grid, results_command):
     os.rename(grid / NAMES[1], grid / "middle")
     found = results.read("grid")
     assert [one.name for one in found.trials] == NAMES
     assert found.trials[1].last["round"] == 2
     for name in (f"grid/{NAMES[1]}", "grid/middle", "grid/0001"):
-        assert NAMES[1] in command("show", name)[1]
+        assert NAMES[1] in results_command("show", name)[1]
 
 
 def test_a_copied_trial_is_one_more(grid):
@@ -366,22 +347,22 @@ def test_a_moved_snapshot_is_named_in_its_trials_row(grid):
     assert frame["round"].tolist() == [3, 2, 0]  # its own lines know more than the card
 
 
-def test_a_snapshot_whose_trial_is_gone_stands_for_it(grid, exp_dir, command):
+def test_a_snapshot_whose_trial_is_gone_stands_for_it(grid, exp_dir, results_command):
     card(grid / "slow", NAMES[2], 3, {"optimizer.lr": 0.3})
     card(exp_dir / "moved" / "fast", "e_x", 1, {"optimizer.lr": 0.7})
     frame = results.trials("grid", "moved")
     assert frame["trial"].tolist() == [*NAMES, "fast"]
     assert frame["round"].tolist() == [3, 2, 3, 1]
     assert frame["optimizer.lr"].tolist() == [0.1, 0.2, 0.3, 0.7]
-    assert command("show", "moved/fast")[0] == 0
+    assert results_command("show", "moved/fast")[0] == 0
 
 
-def test_the_only_trials_snapshot_may_be_the_experiments(exp_dir, command):
+def test_the_only_trials_snapshot_may_be_the_experiments(exp_dir, results_command):
     folder = plan(exp_dir / "one", [{"name": "e_0000", "overrides": {}}])
     card(folder, "e_0000", 3, {})
     (found,) = results.read("one").trials
     assert (found.name, found.snapshot, found.status) == ("e_0000", "one", "done")
-    assert command("show", "one")[0] == 0
+    assert results_command("show", "one")[0] == 0
 
 
 def test_a_damaged_card_is_named(grid):
@@ -496,8 +477,8 @@ def test_the_command_of_a_trial_that_chose_its_files_names_them(exp_dir):
 # ---- the command line -----------------------------------------------------------------------
 
 
-def test_ls_shows_what_varies_and_counts(grid, command):
-    code, out, err = command("ls", "grid")
+def test_ls_shows_what_varies_and_counts(grid, results_command):
+    code, out, err = results_command("ls", "grid")
     lines = [text.split() for text in out.splitlines()]
     assert code == 0 and err == ""
     assert lines[0] == ["trial", "lr", "status", "round", "mean_accuracy", "best"]
@@ -506,60 +487,62 @@ def test_ls_shows_what_varies_and_counts(grid, command):
     assert out.splitlines()[-1] == "3 trials: 1 done, 1 interrupted, 1 planned"
 
 
-def test_ls_shows_the_metrics_of_the_search(grid, command):
+def test_ls_shows_the_metrics_of_the_search(grid, results_command):
     content = json.loads((grid / "plan.json").read_text())
     content["exp_args"] = {"metric": ["valid_accuracy", "train_loss"], "mode": ["max", "min"]}
     (grid / "plan.json").write_text(json.dumps(content))
-    header = command("ls", "grid")[1].splitlines()[0].split()
+    header = results_command("ls", "grid")[1].splitlines()[0].split()
     assert header[4:] == ["valid_accuracy", "best", "train_loss", "best"]
     assert results.read("grid").goals() == [("valid_accuracy", "max"), ("train_loss", "min")]
 
 
-def test_ls_without_a_name_lists_the_experiments(grid, exp_dir, command):
+def test_ls_without_a_name_lists_the_experiments(grid, exp_dir, results_command):
     plan(exp_dir / "study" / "inner", [{"name": "e_0", "overrides": {}}])
     trial(exp_dir / "bare", "e_1", {}, [line(1)])
     (exp_dir / "empty").mkdir()
-    code, out, _ = command("ls", "--json")
+    code, out, _ = results_command("ls", "--json")
     found = json.loads(out)["experiments"]
     assert code == 0
     assert [(one["exp"], one["trials"]) for one in found] == [
         ("bare", 1), ("grid", 3), ("study/inner", 1),
     ]  # fmt: skip
     assert found[1]["counts"] == {"done": 1, "interrupted": 1, "planned": 1}
-    assert [text.split()[0] for text in command("ls")[1].splitlines()] == [
+    assert [text.split()[0] for text in results_command("ls")[1].splitlines()] == [
         "experiment", "bare", "grid", "study/inner",
     ]  # fmt: skip
 
 
-def test_nothing_is_dropped_in_silence(grid, command):
+def test_nothing_is_dropped_in_silence(grid, results_command):
     with open(grid / NAMES[0] / "result.json", "a") as file:
         file.write('{"round": 4, "valid')
     (grid / NAMES[1] / "result.json").unlink()
     (grid / NAMES[1] / "result.json").mkdir()
-    _, out, err = command("ls", "grid", "--json")
+    _, out, err = results_command("ls", "grid", "--json")
     told = json.loads(out)
     assert told["torn"] == 1 and len(told["unreadable"]) == 1
     assert [one["trial"] for one in told["trials"]] == NAMES
-    _, out, err = command("ls", "grid")
+    _, out, err = results_command("ls", "grid")
     assert "1 damaged line left out" in err and f"unreadable: grid/{NAMES[1]}" in err
     assert results.trials("grid").attrs["torn"] == 1
 
 
-def test_best_ranks_by_the_last_round(grid, command):
+def test_best_ranks_by_the_last_round(grid, results_command):
     trial(grid, NAMES[2], {}, [line(1, valid_accuracy=0.99), line(2, valid_accuracy=0.25)])
-    _, out, err = command("best", "grid", "-k", "2", "--metric", "valid_accuracy", "--json")
+    _, out, err = results_command(
+        "best", "grid", "-k", "2", "--metric", "valid_accuracy", "--json"
+    )
     told = json.loads(out)
     assert [one["trial"] for one in told["trials"]] == [NAMES[0], NAMES[2]]
     assert "last round" in err
-    _, out, _ = command("best", "grid", "--metric", "train_loss", "--json")
+    _, out, _ = results_command("best", "grid", "--metric", "train_loss", "--json")
     assert json.loads(out)["mode"] == "min"
-    _, out, _ = command("best", "grid", "--mode", "min")
+    _, out, _ = results_command("best", "grid", "--mode", "min")
     assert [text.split()[0] for text in out.splitlines()[1:]] == [NAMES[1], NAMES[2], NAMES[0]]
 
 
-def test_best_says_how_many_it_leaves_out(grid, command):
+def test_best_says_how_many_it_leaves_out(grid, results_command):
     trial(grid, NAMES[1], {}, [line(1), line(2, diverged=True, done=True, mean_accuracy=None)])
-    _, out, err = command("best", "grid")
+    _, out, err = results_command("best", "grid")
     assert len(out.splitlines()) == 2 and "2 without one left out" in err
 
 
@@ -577,17 +560,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_one_line(grid, command, words):
-    code, out, err = command(*words)
+def test_a_mistake_is_one_line(grid, results_command, words):
+    code, out, err = results_command(*words)
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert MISTAKES[words] in err
 
 
-def test_show_prints_a_command_that_repeats_the_trial(exp_dir, command):
+def test_show_prints_a_command_that_repeats_the_trial(exp_dir, results_command):
     params = {"SynDataset.dataset_choice": "it's $HOME", "augment.size": [0.1, None, True]}
     folder = plan(exp_dir / "odd", [{"name": "e_0", "overrides": params}])
     trial(folder, "e_0", params, [line(1)])
-    code, out, _ = command("show", "odd/e_0")
+    code, out, _ = results_command("show", "odd/e_0")
     typed = out.splitlines()[-1].strip()
     words = shlex.split(typed)
     args = main.parser().parse_args(words[2:])
@@ -598,7 +581,7 @@ def test_show_prints_a_command_that_repeats_the_trial(exp_dir, command):
         'SynDataset.dataset_choice = "it\'s $HOME"',
         "augment.size = [0.1, None, True]",
     ]
-    told = json.loads(command("show", "odd/e_0", "--json")[1])
+    told = json.loads(results_command("show", "odd/e_0", "--json")[1])
     assert told["command"] == typed and told["folder"] == str(folder / "e_0")
     assert told["config"]["augment.size"] == "[0.1, None, True]"
 
@@ -610,10 +593,10 @@ def test_show_prints_a_command_that_repeats_the_trial(exp_dir, command):
     {"gin": [], "params": ["a.b = 1\n"]},
     {"gin": [], "params": ["a.b = '\x1b'"]},
 ])  # fmt: skip
-def test_show_suggests_no_command_of_a_strangers_plan(grid, command, spec):
+def test_show_suggests_no_command_of_a_strangers_plan(grid, results_command, spec):
     rows = [{"name": NAMES[0], "overrides": {}}]
     plan(grid, rows, spec=spec)
-    code, out, err = command("show", f"grid/{NAMES[0]}", "--json")
+    code, out, err = results_command("show", f"grid/{NAMES[0]}", "--json")
     assert code == 0 and json.loads(out)["command"] is None
     assert "no gin file or binding" in err
 
@@ -628,32 +611,32 @@ def test_config_gin_is_read_as_gin_writes_it(grid):
     assert found == {"x.long": "'a b'", "x.list": "[1, 2]", "y/x.short": "%macro"}
 
 
-def test_diff_of_trials_and_of_experiments(grid, exp_dir, command):
-    code, out, err = command("diff", f"grid/{NAMES[0]}", f"grid/{NAMES[1]}", "--json")
+def test_diff_of_trials_and_of_experiments(grid, exp_dir, results_command):
+    code, out, err = results_command("diff", f"grid/{NAMES[0]}", f"grid/{NAMES[1]}", "--json")
     told = json.loads(out)
     assert code == 0 and err == ""
     assert told["differences"] == [{"name": "optimizer.lr", "a": ["0.1"], "b": ["0.2"]}]
-    _, _, err = command("diff", f"grid/{NAMES[0]}", f"grid/{NAMES[2]}")
+    _, _, err = results_command("diff", f"grid/{NAMES[0]}", f"grid/{NAMES[2]}")
     assert "no config.gin yet" in err
     other = plan(exp_dir / "other", [{"name": "e_0", "overrides": {}}], {"num_samples": 2})
     trial(other, "e_0", {"optimizer.lr": 0.1, "session.seed": 1}, [line(1)])
-    told = json.loads(command("diff", "grid", "other", "--json")[1])
+    told = json.loads(results_command("diff", "grid", "other", "--json")[1])
     differ = {one["name"]: (one["a"], one["b"]) for one in told["differences"]}
     assert differ["exp_args num_samples"] == (None, ["2"])
     assert differ["session.seed"] == (None, ["1"])
     assert differ["optimizer.lr"][1] == ["0.1"] and "0.3" in differ["optimizer.lr"][0]
-    assert command("diff", "grid", "grid") == (0, "", "no differences\n")
+    assert results_command("diff", "grid", "grid") == (0, "", "no differences\n")
 
 
 FORMULAS = ["=cmd()", "+1", "-1", "@x", "\t=1", "\r=1"]
 
 
-def test_csv_holds_numbers_as_they_are_and_no_formulas(exp_dir, command, tmp_path):
+def test_csv_holds_numbers_as_they_are_and_no_formulas(exp_dir, results_command, tmp_path):
     values = [*FORMULAS, "a,b\nc", -1, -1.5, [1, "="], None, "plain"]
     rows = [{"name": f"e_{n:02d}", "overrides": {"=a.x": value, "b.y": -n}}
             for n, value in enumerate(values)]  # fmt: skip
     plan(exp_dir / "odd", rows)
-    code, out, err = command("export", "odd", "--csv", tmp_path / "x.csv")
+    code, out, err = results_command("export", "odd", "--csv", tmp_path / "x.csv")
     assert code == 0 and out == "" and "12 trials" in err
     with open(tmp_path / "x.csv", newline="") as file:
         read = list(csv.DictReader(file))
@@ -662,16 +645,16 @@ def test_csv_holds_numbers_as_they_are_and_no_formulas(exp_dir, command, tmp_pat
         '[1, "="]', "", "plain",
     ]  # fmt: skip
     assert [row["b.y"] for row in read] == [str(-n) for n in range(12)]
-    assert command("export", "odd", "--csv", "-")[1] == (tmp_path / "x.csv").read_text()
+    assert results_command("export", "odd", "--csv", "-")[1] == (tmp_path / "x.csv").read_text()
 
 
-def test_parquet_reads_back(grid, command, tmp_path):
+def test_parquet_reads_back(grid, results_command, tmp_path):
     import pandas
 
     rows = [{"name": name, "overrides": {"a.mixed": value, "a.flag": value is None}}
             for name, value in zip(NAMES, (1, "x", [1, 2]), strict=True)]  # fmt: skip
     plan(grid, rows)
-    assert command("export", "grid", "--parquet", tmp_path / "x.parquet")[0] == 0
+    assert results_command("export", "grid", "--parquet", tmp_path / "x.parquet")[0] == 0
     frame = pandas.read_parquet(tmp_path / "x.parquet")
     assert frame["trial"].tolist() == NAMES
     assert frame["a.mixed"].tolist() == ["1", "x", "[1, 2]"]
