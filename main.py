@@ -135,7 +135,7 @@ def study(args: argparse.Namespace, name: str) -> int:
     how = driver.How(args.local_mode, args.address, args.quiet)
     checked = stages.check(found, prepare=not args.dry_run, resumed=args.resume)
     stages.show(found, checked, how)
-    return 0 if args.dry_run else stages.run(found, checked, how, args.resume)
+    return 0 if args.dry_run else stages.run(found, checked, how)
 
 
 @reports_errors

@@ -151,9 +151,17 @@ def stored(exp_id: str, accept_changes: bool = False) -> Study:
 def check(study: Study, prepare: bool, resumed: bool) -> list[Preflight]:
     """Check the trials of all stages, of later ones as if the earlier had ended well.
 
+    Args:
+        study: the study.
+        prepare: it is going to run: make data files that are missing, and refuse the name of
+            another experiment.
+        resumed: it was begun before.
+
     Raises:
         UserError: whatever cannot work, a snapshot among it that no stage makes.
     """
+    if prepare and not resumed:
+        driver.refuse_existing(study.exp_id, study.folder.exists())
     registry.discover()
     found, promised = [], set()
     for stage, plan in study.stages:
@@ -236,11 +244,9 @@ def _kind(row: plans.Row) -> str:
 # ---- running --------------------------------------------------------------------------------
 
 
-def run(study: Study, found: list[Preflight], how: driver.How, resumed: bool) -> int:
+def run(study: Study, found: list[Preflight], how: driver.How) -> int:
     """Run the stages one after another and write the report; returns the exit code."""
     start = time.monotonic()
-    if not resumed:
-        driver.refuse_existing(study.exp_id, study.folder.exists())
     study.write()
     code = 0
     for number, ((stage, plan), checked) in enumerate(zip(study.stages, found, strict=True)):

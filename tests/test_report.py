@@ -409,7 +409,9 @@ def test_hostile_names_do_nothing(pages):
                            "machine": {"system": HOSTILE, "cpus": HOSTILE, "devices": [[]]},
                            "data": told})  # fmt: skip
         (folder / "environment.json").write_text(text)
-        (folder / "study.json").write_text(json.dumps({"question": HOSTILE, "preset": HOSTILE}))
+        (folder / "study.json").write_text(
+            json.dumps({"question": HOSTILE, "chosen": {"preset": HOSTILE}})
+        )
         pictures = folder / "e_0000" / "pictures"
         pictures.mkdir()
         Image.new("RGB", (4, 4)).save(pictures / '"><img onerror=x>.png')

@@ -62,7 +62,7 @@ def planned(exp_id, *settings, params=()):
 
 def run(study, resumed=False):
     checked = stages.check(study, prepare=True, resumed=resumed)
-    return stages.run(study, checked, driver.How(local=True, quiet=True), resumed)
+    return stages.run(study, checked, driver.How(local=True, quiet=True))
 
 
 def numbers(exp_id):

@@ -189,21 +189,19 @@ def study(folder: Path) -> dict[str, Any]:
     """What `study.json` says of a folder of experiments; empty without one that is whole.
 
     Keys, each of which may be missing: question, command, preset (texts), stages (list of
-    texts), seconds (a number).
+    texts).
     """
     try:
         told = manifests.read_object(folder / paths.STUDY)
     except (OSError, ValueError):
         return {}
-    texts = {key: told[key] for key in ("question", "command", "preset")
-             if isinstance(told.get(key), str)}  # fmt: skip
     chosen = told.get("chosen")
-    if isinstance(chosen, dict) and isinstance(chosen.get("preset"), str):
-        texts.setdefault("preset", chosen["preset"])
+    told["preset"] = chosen.get("preset") if isinstance(chosen, dict) else None
+    found: dict[str, Any] = {key: told[key] for key in ("question", "command", "preset")
+                             if isinstance(told.get(key), str)}  # fmt: skip
     if isinstance(told.get("stages"), list):
-        texts["stages"] = [stage for stage in told["stages"] if isinstance(stage, str)]
-    seconds = number(told, "seconds")
-    return texts if seconds is None else texts | {"seconds": seconds}
+        found["stages"] = [stage for stage in told["stages"] if isinstance(stage, str)]
+    return found
 
 
 def locate(name: str | Path) -> Path | None:

@@ -54,7 +54,7 @@ def header(found: "Findings") -> dict[str, Any]:
     count = Counter(trial.status for trial in trials)
     told = [provenance.environment(one.folder) for one in found.experiments]
     elapsed = Elapsed([span for one in found.experiments for span in bars(one)[1]])
-    wall = found.study.get("seconds") or elapsed(LATEST)
+    wall = elapsed(LATEST)
     hours = sum(number(trial.last, "total_s") or 0 for trial in trials) / 3600
     rows = [
         ("experiments", [one.name for one in found.experiments]),
