@@ -221,6 +221,8 @@ def test_the_utility_study_asks_for_what_it_says(preset):
         start = trial["Wrapper.pretrained"]
         assert start is None or start.endswith("/" + trial["SynDataset.dataset_choice"])
         assert trial["session.seed"] == trial["BaseDataset.label_seed"]
+        halves = trial.get("Wrapper.model_choice"), trial.get("ResNet.is_half")
+        assert halves == (("cmc", True) if "/cmc/" in str(start) else (None, None))
 
 
 def test_the_example_of_the_documentation_is_a_study(file):

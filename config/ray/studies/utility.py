@@ -69,8 +69,9 @@ def study(exp, methods, variants, labels, seeds, files, res, images, pretrain, f
             "session.seed": seed,
             "session.valid_iters": 0,  # tested once, at the end
         }
-        if method == "cmc":  # two networks, each of one half of the colours
-            values |= {"Wrapper.model_choice": "cmc", "ResNet.out_feats": 128}
+        if method == "cmc":  # two networks, as its own file has them
+            size = {"ResNet.width": 0.25} if files == "syn/r9n" else {"ResNet.out_feats": 128}
+            values |= {"Wrapper.model_choice": "cmc", "ResNet.is_half": True} | size
         length = {"scheduler.milestones": [5, 200 if amount < 20000 else 600]}
         return values | (finetune or length)
 
