@@ -21,16 +21,14 @@ from selfstudy.types import Batch
 from util.errors import UserError
 
 
-@gin.configurable(denylist=["dataset", "augmentation", "device"])
-def dataloader(
-    dataset: BaseDataset,
-    augmentation: Augmentation,
-    device: torch.device,
-    batch_size: int = 128,
-    num_workers: int = 0,
-    shuffle: bool | None = None,
-) -> "Loader":
-    """The loader of one split.
+@gin.configurable("dataloader", denylist=["dataset", "augmentation", "device"])
+class Loader:
+    """Iterates over the minibatches of a round of one split.
+
+    All randomness derives from (seed, split, round), so that a resumed run sees the same
+    minibatches. A training round visits one block and drops an incomplete last minibatch,
+    unless the block is smaller than one; the other splits are visited whole. Where several
+    processes train one model, each has its share of the rows of every training minibatch.
 
     Args:
         dataset: the split.
@@ -39,17 +37,9 @@ def dataloader(
         batch_size: images in a minibatch, of all processes together.
         num_workers: threads that read a block; 0 means one. Unused where the file is mapped.
         shuffle: visit the rows in random order; None does so for training only.
-    """
-    return Loader(dataset, augmentation, device, batch_size, num_workers, shuffle)
 
-
-class Loader:
-    """Iterates over the minibatches of a round; see `dataloader` for the arguments.
-
-    All randomness derives from (seed, split, round), so that a resumed run sees the same
-    minibatches. A training round visits one block and drops an incomplete last minibatch,
-    unless the block is smaller than one; the other splits are visited whole. Where several
-    processes train one model, each has its share of the rows of every training minibatch.
+    Raises:
+        UserError: a batch size or a number of threads that cannot be.
     """
 
     def __init__(

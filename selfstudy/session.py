@@ -11,7 +11,7 @@ import torch
 
 from selfstudy import distributed, optim, registry, snapshot
 from selfstudy.augment import augment
-from selfstudy.loader import Loader, dataloader
+from selfstudy.loader import Loader
 from selfstudy.monitor import Monitor
 from selfstudy.registry import Names, register
 from selfstudy.types import DENSE, Batch
@@ -152,7 +152,7 @@ class Session:
         data = registry.get("dataset", dataset)(split)
         augmentation = augment(data.info, split == "train")
         with gin.config_scope(split):
-            return dataloader(data, augmentation, self.device)
+            return Loader(data, augmentation, self.device)
 
     @property
     def rounds(self) -> float:

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gin
@@ -140,15 +141,23 @@ def exp_dir(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def results_command(monkeypatch, capsys):
-    """Runs `misc/results.py` with these words; returns its exit code, stdout and stderr."""
-    from misc import results as tool
+def call(monkeypatch, capsys):
+    """Runs a command's `main` with these words; returns its exit code, stdout and stderr."""
 
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["misc/results.py", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            tool.main()
-        told = capsys.readouterr()
-        return caught.value.code, told.out, told.err
+    def run(main, *words):
+        script = main.__module__.replace(".", "/") + ".py"
+        monkeypatch.setattr("sys.argv", [script, *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def results_command(call):
+    """Runs `misc/results.py` with these words; returns its exit code, stdout and stderr."""
+    from misc import results
+
+    return partial(call, results.main)

@@ -213,11 +213,9 @@ def test_every_command_is_known():
     assert {"main.py", *scripts} == set(completion.SCRIPTS)
 
 
-def test_the_command_refuses_other_shells(capsys):
-    with pytest.raises(SystemExit) as caught, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["misc/completion.py", "fish"])
-        completion.main()
-    assert caught.value.code == 2 and "fish" in capsys.readouterr().err
+def test_the_command_refuses_other_shells(call):
+    code, _, err = call(completion.main, "fish")
+    assert code == 2 and "fish" in err
 
 
 def test_parse_args_is_itself_again():

@@ -1,3 +1,5 @@
+from functools import partial
+
 import gin
 import h5py
 import numpy as np
@@ -19,16 +21,9 @@ def data_dir(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `misc/data.py` with these words; the exit code and what it printed."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["misc/data.py", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            tool.main()
-        return caught.value.code, capsys.readouterr()
-
-    return run
+def command(call):
+    """Runs `misc/data.py` with these words; returns its exit code, stdout and stderr."""
+    return partial(call, tool.main)
 
 
 def test_names_are_found_by_their_beginning():
@@ -42,12 +37,12 @@ def test_names_are_found_by_their_beginning():
 
 
 def test_prepare_verify_and_damage(command, data_dir):
-    code, shown = command("prepare", "digits", "-p", "BaseDataset.input_res = 16")
-    assert code == 0 and "data_16.h5" in shown.out
+    code, out, err = command("prepare", "digits", "-p", "BaseDataset.input_res = 16")
+    assert code == 0 and "data_16.h5" in out
     words = ("verify", "digits", "-p", "BaseDataset.input_res = 16")
-    code, shown = command(*words)
-    assert code == 0 and "[1797, 3, 16, 16] uint8, 0 to 255" in shown.out
-    lines = {line.split()[0]: line for line in shown.out.splitlines()}
+    code, out, err = command(*words)
+    assert code == 0 and "[1797, 3, 16, 16] uint8, 0 to 255" in out
+    lines = {line.split()[0]: line for line in out.splitlines()}
     counts = [int(word) for word in lines["train"].split(":")[1].split()]
     assert sum(counts) == 1197 and len(counts) == 10
     assert lines["sha256"].endswith(" ok")
@@ -55,9 +50,9 @@ def test_prepare_verify_and_damage(command, data_dir):
     with path.open("rb+") as file:
         file.seek(hdf5.locate(path, "data").offset + 1000)
         file.write(b"\xab\xcd\xef")
-    code, shown = command(*words)
+    code, out, err = command(*words)
     assert code == 2
-    assert shown.err.count("\n") == 1 and f"error: {path} is damaged" in shown.err
+    assert err.count("\n") == 1 and f"error: {path} is damaged" in err
 
 
 @pytest.mark.parametrize("space", ["rgb", "lab"])
@@ -69,19 +64,19 @@ def test_contact_sheet(command, data_dir, space):
         file["data"] = draw.randn(120, 3, 8, 8).astype(np.float16)
         file["targets"] = np.arange(120) % 3
     options = ["-p", "BaseDataset.input_res = 8", f"SynDataset.use_lab = {space == 'lab'}"]
-    code, shown = command("show", "syn", *options, "-o", data_dir / "sheet.png")
-    assert code == 0, shown.err
+    code, out, err = command("show", "syn", *options, "-o", data_dir / "sheet.png")
+    assert code == 0, err
     sheet = np.asarray(Image.open(data_dir / "sheet.png"))
     assert sheet.shape[0] == tool.LINE + 3 * (tool.TILE + tool.EDGE)
     tiles = sheet[tool.LINE :, tool.LABEL :]
     assert tiles.std() > 10
-    code, shown = command("verify", "syn", *options)
-    assert code == 0 and "none in the file (original layout)" in shown.out
-    assert "of each class: 34 33 33" in shown.out
+    code, out, err = command("verify", "syn", *options)
+    assert code == 0 and "none in the file (original layout)" in out
+    assert "of each class: 34 33 33" in out
 
 
 def test_raw_tiles_are_the_stored_images(command, data_dir):
-    code, _ = command("show", "digits", "-o", data_dir / "sheet.png")
+    code, *_ = command("show", "digits", "-o", data_dir / "sheet.png")
     assert code == 0
     sheet = np.asarray(Image.open(data_dir / "sheet.png"))
     file = data_dir / "digits" / "data_32.h5"
@@ -101,5 +96,5 @@ def test_mistakes_are_one_line(command):
         ("prepare", "digits", "-g", "no/such/file"),
         ("prepare", "syn"),
     ):
-        code, shown = command(*words)
-        assert code == 2 and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+        code, out, err = command(*words)
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1

@@ -165,7 +165,7 @@ def test_the_tests_of_the_fault_model_exist():
     assert all("`test_" in row for row in rows)
 
 
-def test_the_figure_shows_the_validation_accuracy_of_each_trial(folders, monkeypatch):
+def test_the_figure_shows_the_validation_accuracy_of_each_trial(folders, call):
     pytest.importorskip("matplotlib")
     rates, labels = (0.1, 0.2, 0.3), (10, 20)
     rows = [plan.Row(f"e_{rate}_{count}", {"scheduler.target_lrs": [0, rate, 0],
@@ -184,10 +184,7 @@ def test_the_figure_shows_the_validation_accuracy_of_each_trial(folders, monkeyp
     assert found[10] == {0.1: [0.5, 0.0], 0.2: [0.5, 0.2], 0.3: [0.5, 0.4]}
     assert found[20] == {0.1: [0.5, 0.1], 0.2: [0.5, 0.3], 0.3: [0.5, 0.5]}
     output = folders / "out.svg"
-    monkeypatch.setattr(sys, "argv", ["make_figures", "-e", "sweep", "-o", str(output)])
-    with pytest.raises(SystemExit) as ended:
-        figures["main"]()
-    assert ended.value.code == 0
+    assert call(figures["main"], "-e", "sweep", "-o", output)[0] == 0
     assert all(f"{count} labels" in output.read_text() for count in labels)
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -52,17 +53,9 @@ def experiments(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(call):
     """A function that runs main.py in this process, without Ray; gives code, out and err."""
-
-    def main_py(*flags):
-        monkeypatch.setattr(sys, "argv", ["main.py", "-l", *flags])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return main_py
+    return partial(call, main.main, "-l")
 
 
 def started(*flags, **more):
@@ -535,9 +528,9 @@ def test_durations_do_not_follow_a_clock_that_goes_back(run, monkeypatch):
 
 
 @pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
-def test_an_experiment_goes_on_in_another_place(run, monkeypatch, tmp_path, how, capsys):
-    from misc import results
-
+def test_an_experiment_goes_on_in_another_place(
+    run, results_command, monkeypatch, tmp_path, how
+):
     with monkeypatch.context() as patch:
         stops_after(patch, 16)
         assert run("-e", "s", *STUDY)[0] == 143
@@ -548,10 +541,8 @@ def test_an_experiment_goes_on_in_another_place(run, monkeypatch, tmp_path, how,
     assert run("-e", "renamed", "--resume")[0] == 0
     plan = Plan.stored("renamed")
     assert problems(plan) == []
-    monkeypatch.setattr(sys, "argv", ["results.py", "ls", "renamed"])
-    with pytest.raises(SystemExit) as ended:
-        results.main()
-    assert not ended.value.code and "6 trials: 6 done" in capsys.readouterr().out
+    code, out, _ = results_command("ls", "renamed")
+    assert not code and "6 trials: 6 done" in out
     old = tmp_path / "exp" / "s"
     if how is shutil.copytree:  # the original is untouched
         monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")

@@ -315,7 +315,9 @@ def test_rungs_tell_what_was_saved_and_whether_it_was_right(tmp_path):
     above, below = figure.axes
     assert above.get_title() == "5 of 10 trials stopped early"
     assert below.get_title() == "45 of 81 rounds were run, 44% saved"  # the failed one apart
-    assert {"ρ -1.00", "ρ 1.00"} <= set(texts_of(figure).split("\n"))
+    told = texts_of(figure)
+    assert {"ρ -1.00", "ρ 1.00"} <= set(told.split("\n"))
+    assert "of the 4 that finished" in " ".join(told.split())
     (alive,) = [line for line in below.get_lines() if len(line.get_xdata()) == 9]
     assert alive.get_ydata().tolist() == [10, 7, 6, 4, 4, 4, 4, 4, 4]
     written = rows_of(tmp_path / "r.csv")
@@ -325,7 +327,7 @@ def test_rungs_tell_what_was_saved_and_whether_it_was_right(tmp_path):
              len(line.get_xdata()) == 3]  # fmt: skip
     assert len(faded) == 2
     given = figures.rungs(pandas.DataFrame(rows), frame, "mean_accuracy", at=[5])
-    assert texts_of(given).count("ρ") == 1
+    assert texts_of(given).count("ρ ") == 1
 
 
 def test_rank_correlation_needs_three_curves_that_differ():

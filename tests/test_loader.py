@@ -8,7 +8,7 @@ import torch
 
 import paths
 from selfstudy.datasets.syn import SynDataset
-from selfstudy.loader import Loader, dataloader
+from selfstudy.loader import Loader
 from selfstudy.types import Batch
 
 ROWS, RES = 600, 4
@@ -208,13 +208,13 @@ def test_no_copy_of_the_data_on_a_cpu():
     assert block.columns["images"] is loader._reader.map["images"]
 
 
-def test_the_factory_is_configurable_by_scope():
+def test_the_loader_is_configurable_by_scope():
     gin.parse_config("train/dataloader.batch_size = 7\ndataloader.batch_size = 9")
     gin.bind_parameter("BaseDataset.input_res", RES)
     with gin.config_scope("train"):
-        assert dataloader(SynDataset("train"), augmentation, CPU).batch_size == 7
+        assert Loader(SynDataset("train"), augmentation, CPU).batch_size == 7
     with gin.config_scope("valid"):
-        assert dataloader(SynDataset("valid"), augmentation, CPU).batch_size == 9
+        assert Loader(SynDataset("valid"), augmentation, CPU).batch_size == 9
 
 
 @pytest.mark.gpu

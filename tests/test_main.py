@@ -6,8 +6,8 @@ import pickle
 import re
 import shlex
 import socket
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +28,11 @@ SHORT = ("scheduler.milestones = [1, 2]", "session.train_iters = 2", "session.va
 
 
 @pytest.fixture
-def typed(capsys, folders, offline, monkeypatch):
+def typed(call, folders, offline, monkeypatch):
     """Run a command line in this process; returns (exit code, stdout, stderr)."""
     # A trial's two threads would wait for each other while other tests use the cores.
     monkeypatch.setattr(devices, "use_share", lambda resources: None)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["main.py", *args])
-        with pytest.raises(SystemExit) as ended:
-            main.main()
-        seen = capsys.readouterr()
-        return ended.value.code, seen.out, seen.err
-
-    return run
+    return partial(call, main.main)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from types import SimpleNamespace
 
 import gin
@@ -279,17 +278,14 @@ def test_what_a_collapse_is(numbers, expected):
 
 
 @pytest.fixture
-def typed(capsys, folders, monkeypatch):
+def typed(call, folders, monkeypatch):
     """Run a command line in this process; returns (lines of result.json, stdout, stderr)."""
     monkeypatch.setattr(devices, "use_share", lambda resources: None)
 
     def run(*params):
-        line = ["main.py", "-l", "-e", "e", "-g", "digits/r9/simclr", "-p", *SMALL, *params]
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit) as ended:
-            main.main()
-        out, err = capsys.readouterr()
-        assert ended.value.code == 0, err
+        line = ["-l", "-e", "e", "-g", "digits/r9/simclr", "-p", *SMALL, *params]
+        code, out, err = call(main.main, *line)
+        assert code == 0, err
         text = (paths.EXP_DIR / "e" / "e_0000" / paths.RESULT).read_text()
         return [json.loads(row) for row in text.splitlines()], out, err
 

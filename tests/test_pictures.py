@@ -83,23 +83,18 @@ def test_segments_and_depths_in_their_colours():
     assert (far == 255).all() and (near == 255).all()  # 1 m + 4 units of 25 cm are 2 m
 
 
-def test_trials_without_a_checkpoint_are_told(trained, monkeypatch, capsys):
+def test_trials_without_a_checkpoint_are_told(trained, call):
     folder = trained("first", "digits/r9/classify")
-    monkeypatch.setattr("sys.argv", ["pictures.py", "first"])
-    with pytest.raises(SystemExit) as error:
-        tool.main()
-    assert (
-        error.value.code == 0 and "first/e_0000/pictures/views.png" in capsys.readouterr().out
-    )
+    code, out, _ = call(tool.main, "first")
+    assert code == 0 and "first/e_0000/pictures/views.png" in out
     for path in folder.glob("checkpoint_*/card.json"):
         path.unlink()
     for path in folder.glob("checkpoint_*/*"):
         path.unlink()
     for path in folder.glob("checkpoint_*"):
         path.rmdir()
-    with pytest.raises(SystemExit) as error:
-        tool.main()
-    assert error.value.code == 2 and "-c saves one" in capsys.readouterr().err
+    code, _, err = call(tool.main, "first")
+    assert code == 2 and "-c saves one" in err
 
 
 def test_a_snapshot_that_is_none(folders):

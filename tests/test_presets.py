@@ -1,7 +1,6 @@
 """The contrastive family's presets: published figures, what each parameter binds, training."""
 
 import shlex
-import sys
 
 import pytest
 import torch
@@ -299,12 +298,10 @@ def test_a_session_trains(small, folders):
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_the_command_plans_the_same(small, folders, monkeypatch, capsys):
+def test_the_command_plans_the_same(small, folders, call):
     words = shlex.split(small.command("typed"))
     assert words[:2] == ["python", "main.py"]
     args = main.parser().parse_args(words[2:])
     assert Spec(tuple(args.gin_config), tuple(args.gin_param)) == small.spec
-    monkeypatch.setattr(sys, "argv", [*words[1:], "--dry-run"])
-    with pytest.raises(SystemExit) as ended:
-        main.main()
-    assert not ended.value.code and "1 trials" in capsys.readouterr().out
+    code, out, _ = call(main.main, *words[2:], "--dry-run")
+    assert not code and "1 trials" in out

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -113,31 +112,3 @@ def test_a_folder_of_meshes_renders_and_trains(command, data, tmp_path):
     assert trained.returncode == 0, trained.stderr
     lines = (next((tmp_path / "exp" / "mine").glob("e_*")) / "result.json").read_text()
     assert json.loads(lines.splitlines()[-1])["test_accuracy"] >= 0
-
-
-WRONG = {
-    (
-        "0000",
-        "-p",
-        "render.factors = '1111'",
-    ): "'0000' means render.factors = '0000', not '1111'",
-    ("0000", "--images", "5"): "5 images: expected 12 or more",
-    ("0000", "--res", "4"): "4 pixels: expected 8 to 1024",
-    ("0000", "--workers", "0"): "0 processes: expected 1 to 10000",
-    ("../x",): "NAME: '../x/data_64.h5' must be a plain path inside",
-    ("mine", "-p", "render.factor = '0'"): "no parameter 'factor'",
-    ("mine", "-p", "render.factors = '0'"): "render.factors: '0' is not four bits",
-    ("mine", "-p", "render.meshes = 'none'"): "render.meshes = 'none': no folder",
-    ("0000", "--address", "127.0.0.1:9"): "no Ray cluster at '127.0.0.1:9'",
-}
-
-
-@pytest.mark.parametrize("words", WRONG, ids=lambda words: " ".join(words))
-def test_mistakes_end_in_one_line_and_with_nothing_made(data, words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["render.py", *words])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(paths.ROOT / "misc/render.py"), run_name="__main__")
-    assert ended.value.code == 2
-    assert WRONG[words] in capsys.readouterr().err.splitlines()[-1]
-    assert not list(data.rglob("*.h5"))

@@ -1,6 +1,7 @@
 """Frozen features and linear classifiers of snapshots, by the command and its parts."""
 
 import sys
+from functools import partial
 
 import gin
 import h5py
@@ -39,16 +40,9 @@ def trained(name, *params, file="digits/r9/rotate"):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(call):
     """The command in this process: its arguments -> exit code, stdout, stderr."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["save_network_output.py", "-d", "cpu", *args])
-        with pytest.raises(SystemExit) as ended:
-            tool.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
+    return partial(call, tool.main, "-d", "cpu")
 
 
 def read(path):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import gin
 import h5py
@@ -242,45 +243,39 @@ def test_each_variant_has_its_world():
 
 
 @pytest.fixture
-def render(monkeypatch, capsys):
-    """Runs `misc/render.py` with these words; the exit code and what it printed."""
-
-    def run(*words, main=command.main):
-        monkeypatch.setattr("sys.argv", ["misc/render.py", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return caught.value.code, capsys.readouterr()
-
-    return run
+def render(call):
+    """Runs `misc/render.py` with these words; returns its exit code, stdout and stderr."""
+    return partial(call, command.main)
 
 
 SMALL = ("--images", 24, "--res", 16, "--workers", 1)
 
 
 def test_the_command_renders_and_says_what(render, data_dir):
-    code, shown = render("xlg0010", *SMALL)
+    code, out, err = render("xlg0010", *SMALL)
     path = data_dir / "syn" / "0010" / "data_16.h5"
-    assert code == 0, shown.err
-    lines = shown.out.splitlines()
+    assert code == 0, err
+    lines = out.splitlines()
     assert lines[0].startswith(f"{path}: 24 pictures, 24 of them now in ")
     assert lines[1] == f"sha256 {hdf5.attributes(path)['sha256']}"
     assert "misc/data.py show SynDataset -p 'SynDataset.dataset_choice = \"0010\"'" in lines[2]
     assert hdf5.attributes(path)["recipe"]["world"]["factors"] == "0010"
-    code, shown = render("0010", *SMALL)
-    assert code == 0 and shown.out.splitlines()[0] == f"{path}: 24 pictures, there already"
-    code, shown = render("0010", "--images", 36, "--res", 16)
-    assert code == 4 and "is there and has images 24, not 36: choose another NAME" in shown.err
-    code, shown = render("0010", *SMALL, "-p", "render.seed = 1")
-    assert code == 4 and "is there and has seed 0, not 1" in shown.err
+    code, out, err = render("0010", *SMALL)
+    assert code == 0 and out.splitlines()[0] == f"{path}: 24 pictures, there already"
+    code, out, err = render("0010", "--images", 36, "--res", 16)
+    assert code == 4 and "is there and has images 24, not 36: choose another NAME" in err
+    code, out, err = render("0010", *SMALL, "-p", "render.seed = 1")
+    assert code == 4 and "is there and has seed 0, not 1" in err
 
 
 def test_the_command_makes_sets_of_ones_own(render, data_dir):
-    code, shown = render("mine", *SMALL, "-p", "render.factors = '1000'", "render.pairs = True")
-    assert code == 0, shown.err
+    words = ("-p", "render.factors = '1000'", "render.pairs = True")
+    code, out, err = render("mine", *SMALL, *words)
+    assert code == 0, err
     path = data_dir / "syn" / "mine" / "data_16.h5"
     recipe = hdf5.attributes(path)["recipe"]["world"]
     assert recipe["factors"] == "1000" and recipe["pairs"] and hdf5.has(path, "flow")
-    code, shown = render("other-multi", *SMALL)
+    code, out, err = render("other-multi", *SMALL)
     path = data_dir / "syn" / "other-multi" / "data_16.h5"
     assert code == 0 and hdf5.attributes(path)["recipe"]["world"]["objects"] == 4
 
@@ -291,17 +286,20 @@ def test_the_command_makes_sets_of_ones_own(render, data_dir):
     (("TCVL-multi", "-p", "render.objects = 3"), "'TCVL-multi' means render.objects = 4, not"),
     (("../x",), "NAME: '../x/data_64.h5' must be a plain path"),
     (("0010", "--images", "11"), "11 images: expected 12 or more"),
+    (("0010", "--res", "4"), "4 pixels: expected 8 to 1024"),
     (("0010", "--res", "2000"), "2000 pixels: expected 8 to 1024"),
     (("0010", "--workers", "0"), "0 processes: expected 1"),
     (("0010", "--workers", "2", "--address", "auto"), "leave one out"),
     (("mine", "-p", "render.factor = 1"), "'render' has no parameter 'factor'"),
+    (("mine", "-p", "render.factors = '0'"), "render.factors: '0' is not four bits"),
+    (("mine", "-p", "render.meshes = 'none'"), "render.meshes = 'none': no folder"),
     (("mine", "-g", "no/such"), "no config/gin/no/such.gin"),
     (("0010", "--address", "127.0.0.1:9"), "no Ray cluster at '127.0.0.1:9'"),
 ])  # fmt: skip
-def test_mistakes_are_one_line(render, words, told):
-    code, shown = render(*words)
-    assert code == 2 and shown.err.startswith("error: ") and shown.err.count("\n") == 1
-    assert told in shown.err
+def test_mistakes_are_one_line_and_make_nothing(render, data_dir, words, told):
+    code, out, err = render(*words)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert told in err and not list(data_dir.rglob("*.h5"))
 
 
 def test_a_file_from_elsewhere_is_left_alone(render, data_dir):
@@ -309,8 +307,8 @@ def test_a_file_from_elsewhere_is_left_alone(render, data_dir):
     path.parent.mkdir(parents=True)
     with h5py.File(path, "w") as file:
         file["data"] = np.zeros((4, 3, 16, 16), np.float16)
-    code, shown = render("0010", *SMALL)
-    assert code == 4 and "is there and was not rendered here" in shown.err
+    code, out, err = render("0010", *SMALL)
+    assert code == 4 and "is there and was not rendered here" in err
 
 
 def test_ctrl_c_says_how_to_continue(render, monkeypatch):
@@ -318,9 +316,9 @@ def test_ctrl_c_says_how_to_continue(render, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(produce, "produce", stop)
-    code, shown = render("0010", *SMALL, "-p", "render.seed = 3")
+    code, out, err = render("0010", *SMALL, "-p", "render.seed = 3")
     assert code == 130
-    assert shown.err.splitlines()[-1] == (
+    assert err.splitlines()[-1] == (
         "interrupted: what is rendered stays; continue with: python "
         "misc/render.py 0010 --images 24 --res 16 --workers 1 -p 'render.seed = 3'"
     )
@@ -338,16 +336,16 @@ def test_worker_processes_of_the_real_world_are_light():
 
 
 @pytest.mark.parametrize("name, objects", [("mine", 1), ("TCVL-multi", 4)])
-def test_the_sheet_shows_labels_on_the_objects(render, data_dir, name, objects):
+def test_the_sheet_shows_labels_on_the_objects(call, data_dir, name, objects):
     path = rendered(data_dir, name, images=60, objects=objects)
     words = ("SynDataset", "-p", f"SynDataset.dataset_choice = '{name}'",
              f"BaseDataset.input_res = {RES}", "SynDataset.use_lab = False")  # fmt: skip
-    code, shown = render("verify", *words, main=tool.main)
-    assert code == 0 and shown.out.splitlines()[-1].endswith(" ok")
-    out = data_dir / "sheet.png"
-    code, shown = render("show", *words, "-o", out, main=tool.main)
-    assert code == 0 and shown.out.strip().endswith("raw, augmented, labels"), shown.err
-    page = np.asarray(Image.open(out))
+    code, out, err = call(tool.main, "verify", *words)
+    assert code == 0 and out.splitlines()[-1].endswith(" ok")
+    sheet = data_dir / "sheet.png"
+    code, out, err = call(tool.main, "show", *words, "-o", sheet)
+    assert code == 0 and out.strip().endswith("raw, augmented, labels"), err
+    page = np.asarray(Image.open(sheet))
     wide, pitch = tool.ACROSS * (tool.TILE + tool.EDGE) + tool.GAP, tool.TILE + tool.EDGE
     assert page.shape[1] == tool.LABEL + 3 * wide - tool.GAP
     left = tool.LABEL + 2 * wide

@@ -255,11 +255,6 @@ def flow(seen: Labels, camera: Camera) -> np.ndarray:
     return np.where(seen.body >= 0, moved, 0)
 
 
-def without_objects(scene: Scene) -> Scene:
-    """The scene's backdrop and light alone."""
-    return dataclasses.replace(scene, bodies=())
-
-
 def _of_objects(scene: Scene, seen: Labels) -> dict[str, np.ndarray]:
     """The arrays with one entry an object or a picture."""
     bodies = scene.bodies

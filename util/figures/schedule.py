@@ -64,15 +64,19 @@ def rungs(
     at = sorted(set(stopped["round"].astype(int))) if at is None else sorted(at)
     picture, (above, below) = canvas.grid(2, 1, (5.2, 2.5), sharex=True)
     told = canvas.outcomes(frame, "done", "stopped")
-    canvas.caption(picture, f"{len(ran)} of {canvas.counted(len(frame), 'trial')} have begun",
-                   f"of all {told}" if told else "")  # fmt: skip
+    words = [f"{len(ran)} of {canvas.counted(len(frame), 'trial')} have begun",
+             f"of all {told}" if told else ""]  # fmt: skip
     numbers = _alive(ran)
     if ran.empty:
+        canvas.caption(picture, *words)
         canvas.note(above, "no trial has done a round yet")
         canvas.note(below, "")
         return canvas.finish(picture, numbers, save)
     curves = _curves(above, rounds, frame, metric)
     agreement = {one: rank_correlation(curves, one) for one in at}
+    if at and len(at) <= RUNGS:
+        words.append(f"ρ: rank correlation with the end, of the {len(curves)} that finished")
+    canvas.caption(picture, *words)
     _rung_lines((above, below), agreement if len(at) <= RUNGS else dict.fromkeys(at))
     below.step(numbers["round"], numbers["alive"], where="post", color=canvas.COLORS[0])
     below.set_ylim(0, 1.08 * numbers["alive"].max())
