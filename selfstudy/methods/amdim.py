@@ -18,7 +18,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.losses.banks import amdim_nce
 from selfstudy.models.amdim_ref import AmdimEncoder
-from selfstudy.models.resnet import Backbone, ResnetModel
+from selfstudy.models.resnet import ResnetModel
 from selfstudy.models.views import check_views
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
@@ -47,10 +47,7 @@ class AMDIMModel(ResnetModel):
 
     def __init__(self, info: DataInfo, run_selfsup: bool):
         super().__init__(info, run_selfsup)
-        self._make_heads(info)
-
-    def _make_heads(self, info: DataInfo) -> None:
-        if not self.run_selfsup:
+        if not run_selfsup:
             return
         channels = map_channels(self.encoder, info)
         names = list(channels)
@@ -88,12 +85,9 @@ class AMDIMRefModel(AMDIMModel):
     uses = ("AmdimEncoder",)
     stages = (-2, -3)  # the last one is the embedding
 
-    def __init__(self, info: DataInfo, run_selfsup: bool):
-        Backbone.__init__(self, info, run_selfsup)
-        self.encoder = AmdimEncoder(info.channels)
-        self.out_feats = self.encoder.out_feats
-        self.dense_feats = self.encoder.dense_feats
-        self._make_heads(info)
+    def build(self, info: DataInfo) -> nn.Module:
+        """The paper's encoder."""
+        return AmdimEncoder(info.channels)
 
 
 @register("task")

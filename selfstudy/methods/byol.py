@@ -12,7 +12,7 @@ from selfstudy.losses import monitors, redundancy
 from selfstudy.models.views import Lagging
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
-from selfstudy.types import Batch, DataInfo, Output
+from selfstudy.types import Batch, Output
 
 
 @register("backbone", "byol")
@@ -25,16 +25,9 @@ class BYOLModel(Lagging):
 @register("task")
 @gin.configurable(denylist=["info"])
 class BYOLTask(PretextTask):
-    """2 - 2 cos of prediction and projection, summed over both directions.
-
-    Args:
-        info: what the data are.
-    """
+    """2 - 2 cos of prediction and projection, summed over both directions."""
 
     backbone = "byol"
-
-    def __init__(self, info: DataInfo):
-        super().__init__(info)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss, and the numbers of `monitors.health`."""

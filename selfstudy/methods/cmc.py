@@ -17,7 +17,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.losses.banks import bank_nce
 from selfstudy.losses.contrastive import info_nce
-from selfstudy.models.resnet import Backbone, init_resnet
+from selfstudy.models.resnet import ResnetModel, init_resnet
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
@@ -51,7 +51,7 @@ class LabEncoder(nn.Module):
 
 @register("backbone", "cmc")
 @gin.configurable(denylist=["info", "run_selfsup"])
-class CMCModel(Backbone):
+class CMCModel(ResnetModel):
     """Two networks (of half the width by `ResNet.is_half`), and a bank of the features of each.
 
     A row of a bank is that of the image in the data file, so the banks have room for all
@@ -72,7 +72,6 @@ class CMCModel(Backbone):
         UserError: the images are not LAB, or a number makes no sense.
     """
 
-    uses = ("init_resnet",)
     encoded_views = 1
 
     def __init__(
@@ -85,17 +84,15 @@ class CMCModel(Backbone):
         nce_m: float = 0.4,
         exclude_positive: bool = True,
     ):
-        super().__init__(info, run_selfsup)
         if info.space != "lab":
             raise UserError(
                 f"CMC compares L with a and b and the images are {info.space}: set "
                 "CIFARDataset.to_lab or SynDataset.use_lab = True, or take such a data set"
             )
         _check(dataset_size, nce_k, nce_t, nce_m)
+        super().__init__(info, run_selfsup)
         self.nce_k, self.nce_t, self.nce_m = nce_k, nce_t, nce_m
         self.exclude_positive = exclude_positive
-        self.encoder = LabEncoder()
-        self.out_feats, self.dense_feats = self.encoder.out_feats, self.encoder.dense_feats
         self.made: tuple[Tensor, ...] | None = None  # rows and features of this step
         self.fits = False  # whether the rows were seen to fit the banks
         if run_selfsup:
@@ -106,9 +103,9 @@ class CMCModel(Backbone):
                 rows = torch.empty(size, feats).uniform_(-most, most)
                 self.register_buffer(f"bank_{name}", rows)
 
-    def encode(self, images: Tensor) -> Features:
-        """Features of [B, 3, H, W] LAB images, L's before those of a and b."""
-        return self.encoder(images)
+    def build(self, info: DataInfo) -> nn.Module:
+        """The two networks."""
+        return LabEncoder()
 
     def negatives(self, rows: Tensor) -> Tensor:
         """[B, K] rows of the banks, drawn alike and with replacement."""
@@ -180,16 +177,9 @@ def _check(size: int | None, nce_k: int, nce_t: float, nce_m: float) -> None:
 @register("task")
 @gin.configurable(denylist=["info"])
 class CMCTask(PretextTask):
-    """What `CMCModel` makes of its banks; they belong to the model, and so do K and T.
-
-    Args:
-        info: what the data are.
-    """
+    """What `CMCModel` makes of its banks; they belong to the model, and so do K and T."""
 
     backbone = "cmc"
-
-    def __init__(self, info: DataInfo):
-        super().__init__(info)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss; how often L finds its a and b in the batch; cosines, and spread."""

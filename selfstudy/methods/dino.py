@@ -49,7 +49,6 @@ class DINOModel(Lagging):
         centre_momentum: how much of the centre stays at each step.
     """
 
-    uses = (*Lagging.uses, "DINOModel")
     symmetric = True
 
     def __init__(

@@ -29,7 +29,6 @@ class EqCoTask(MoCoTask):
     """
 
     backbone = "eqco"
-    uses = ("MoCoTask",)
 
     def __init__(self, info: DataInfo, alpha: float = 65536):
         if alpha <= 0:

@@ -34,8 +34,6 @@ class MoCoModel(Lagging):
         queue_size: K, keys that are kept; 0 keeps none (then `MoCoTask.in_batch` is needed).
     """
 
-    uses = (*Lagging.uses, "MoCoModel")
-
     def __init__(self, info: DataInfo, run_selfsup: bool, queue_size: int = 65536):
         super().__init__(info, run_selfsup)
         if queue_size < 0:

@@ -14,7 +14,7 @@ from selfstudy.losses import monitors, redundancy
 from selfstudy.models.views import TwoViews, check_views
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
-from selfstudy.types import Batch, DataInfo, Features, Output
+from selfstudy.types import Batch, Features, Output
 
 
 @register("backbone", "simsiam")
@@ -34,16 +34,9 @@ class SimSiamModel(TwoViews):
 @register("task")
 @gin.configurable(denylist=["info"])
 class SimSiamTask(PretextTask):
-    """-cos of prediction and projection, the mean of both directions; -1 is the least.
-
-    Args:
-        info: what the data are.
-    """
+    """-cos of prediction and projection, the mean of both directions; -1 is the least."""
 
     backbone = "simsiam"
-
-    def __init__(self, info: DataInfo):
-        super().__init__(info)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss, and the numbers of `monitors.health`, 'spread' that of projections."""

@@ -38,8 +38,6 @@ class SwAVModel(TwoViews):
         queue_start: share of the run from which on they take part (published: 15 epochs).
     """
 
-    uses = (*TwoViews.uses, "SwAVModel")
-
     def __init__(
         self,
         info: DataInfo,

@@ -79,7 +79,6 @@ class VAEModel(ResnetModel):
         width: factor on the decoder's channels (256, 256, 256, 128, 64 from 4 to 64 pixels).
     """
 
-    uses = ResnetModel.uses
     encoded_views = 1
 
     def __init__(

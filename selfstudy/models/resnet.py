@@ -216,8 +216,9 @@ def init_resnet(
     return get("encoder", choice)(in_channels, choice)
 
 
-class Backbone(nn.Module):
-    """What a pretraining method extends: an `encoder`, and whatever it needs beside it.
+@register("backbone", "resnet")
+class ResnetModel(nn.Module):
+    """A residual network or another encoder, nothing else; a pretraining method extends it.
 
     A snapshot is matched strictly on `encoder`; everything else belongs to the method.
 
@@ -226,18 +227,23 @@ class Backbone(nn.Module):
         run_selfsup: False when only the encoder is wanted.
     """
 
-    uses: tuple[str, ...] = ()
-    out_feats: int
-    dense_feats: int
+    uses: tuple[str, ...] = ("init_resnet",)
     encoded_views: int | None = None  # how many views pass through the encoder; None is all
 
     def __init__(self, info: DataInfo, run_selfsup: bool):
         super().__init__()
         self.run_selfsup = run_selfsup
+        self.encoder = self.build(info)
+        self.out_feats: int = self.encoder.out_feats
+        self.dense_feats: int = self.encoder.dense_feats
+
+    def build(self, info: DataInfo) -> nn.Module:
+        """The encoder."""
+        return init_resnet(info.channels)
 
     def encode(self, images: Tensor) -> Features:
         """Features of [B, C, H, W] images."""
-        raise NotImplementedError
+        return self.encoder(images)
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """What the method's task needs for its loss; nothing for plain classification."""
@@ -245,23 +251,6 @@ class Backbone(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Update teachers and queues after an optimizer step; progress in [0, 1]."""
-
-
-@register("backbone", "resnet")
-class ResnetModel(Backbone):
-    """A residual network or another encoder, nothing else."""
-
-    uses = ("init_resnet",)
-
-    def __init__(self, info: DataInfo, run_selfsup: bool):
-        super().__init__(info, run_selfsup)
-        self.encoder = init_resnet(info.channels)
-        self.out_feats = self.encoder.out_feats
-        self.dense_feats = self.encoder.dense_feats
-
-    def encode(self, images: Tensor) -> Features:
-        """Features of [B, C, H, W] images."""
-        return self.encoder(images)
 
 
 BackboneName = Annotated[str, Names("backbone")]

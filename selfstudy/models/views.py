@@ -29,7 +29,7 @@ class TwoViews(ResnetModel):
         prediction: MLP that foretells a projection; the identity unless `prediction.layers`.
     """
 
-    uses = ("init_resnet", "projection", "prediction", "TwoViews")
+    uses = ("init_resnet", "projection", "prediction")
     on_sphere = True  # the method's own way
 
     def __init__(self, info: DataInfo, run_selfsup: bool, unit_sphere: bool | None = None):
@@ -85,7 +85,6 @@ class Lagging(TwoViews):
             (MoCo, section 3.3). For `session.batch_norm = 'local'`; changes nothing else.
     """
 
-    uses = (*TwoViews.uses, "Lagging")
     symmetric = False  # the method's own way
     followed: tuple[str, ...] = ("encoder", "projection")  # what `lagging` copies, in order
 
