@@ -99,18 +99,13 @@ def make(exp_id: str, ray: str, settings: tuple[str, ...], params: tuple[str, ..
             plan = Plan.stored(name)
         else:
             spec = configure.Spec(stage.gin, (*stage.params, *params))
-            trials = stage.trials
             plan = plans.make(
-                name, spec, ray, stage.exp_args, lambda *_, rows=trials: rows, settings
+                name, spec, ray, stage.exp_args, lambda *_, rows=stage.trials: rows, settings
             )
         planned.append((stage, plan))
     command = shlex.join(["python", *sys.argv])
     digest = rayconfig.digest(ray)
     return Study(exp_id, ray, settings, params, question, chosen, planned, command, digest)
-
-
-def _listed(stage: Stage) -> plans.Variants:
-    return lambda config, samples: stage.trials
 
 
 def is_stored(exp_id: str) -> bool:
@@ -192,15 +187,15 @@ def _require_made(study: Study, plan: Plan, promised: set[str]) -> None:
 
 def show(study: Study, found: list[Preflight], how: driver.How) -> None:
     """Print the stages with what they vary and how long they may take."""
-    gpus = 0 if how.address else devices.gpus()
     rows, whole = [], 0.0
     for (stage, plan), checked in zip(study.stages, found, strict=True):
-        wanted = plan.exp_args["resources_per_trial"]
-        resources, _ = shares.fit(wanted, cpus(), gpus)
-        each = None if how.address else _seconds(plan, resources)
-        side = 1 if how.local else max(1, shares.at_once(resources, cpus(), gpus))
-        if each is not None:
-            whole += sum(each) / side
+        each = None
+        if not how.address:  # whose machines are not known here
+            have = cpus(), devices.gpus()
+            resources, _ = shares.fit(plan.exp_args["resources_per_trial"], *have)
+            each = _seconds(plan, resources)
+            side = 1 if how.local else shares.at_once(resources, *have)
+            whole += sum(each or ()) / side
         rows.append([stage.name, plan.total, _variety(plan), round(checked.total(plan)),
                      "?" if each is None else clock(sum(each))])  # fmt: skip
         if needed := disk.estimate(plan, checked.bytes, max([0, *checked.rounds.values()])):

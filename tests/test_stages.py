@@ -146,6 +146,17 @@ def test_a_dry_run_writes_nothing_and_tells_the_stages(file, capsys):
     assert not paths.EXP_DIR.exists()
 
 
+def test_a_trial_on_a_cluster_may_want_more_than_there_is_here(file, capsys):
+    wanted = '"checkpoint_at_end": True, "resources_per_trial": {"cpu": 4096}}'
+    file.write_text(FILE.replace('"checkpoint_at_end": True}', wanted))
+    study = planned("u", "labels=[20]")
+    checked = stages.check(study, prepare=False, resumed=False)
+    stages.show(study, checked, driver.How(address="head:6379"))
+    assert "time: not known: no data here, or a cluster" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cpu 4096 can never be met"):
+        stages.show(study, checked, driver.How(local=True))
+
+
 def test_settings_change_a_preset(file):
     study = planned("u", "preset=large", "seeds=2")
     assert [len(plan.rows) for _, plan in study.stages] == [1, 4]
