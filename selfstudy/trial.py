@@ -206,7 +206,7 @@ class Trial:
             result: dict[str, Any] = self.crew.round(self.session, self._watched(report))
         except Interrupted:
             self.crew.close()
-            self._save_last_or_tell(self.result)
+            _saved(self.save_last, self.result)
             return self.result | {"interrupted": True}
         self.seconds += time.monotonic() - start
         result |= {"total_s": self.seconds, "time": time.time(), **devices.memory()}
@@ -222,7 +222,7 @@ class Trial:
         result["done"] = reached(result, self.rules.stop) or self.session.finished
         saved = False
         if self.rules.asks_for(self.session.rounds_done, result["done"]):
-            saved = self._save_or_tell(result)
+            saved = _saved(lambda: self.save(result), result)
         if not saved and "unsaved" in self.result:
             result.setdefault("unsaved", self.result["unsaved"])
         self._append(result)
@@ -261,7 +261,7 @@ class Trial:
 
     def _diverge(self, result: dict[str, Any]) -> dict[str, Any]:
         """End here; what is saved is the last round whose loss was finite."""
-        self._save_last_or_tell(result)
+        _saved(self.save_last, result)
         self._append(result | {"done": True, "diverged": True})
         self._prune()
         self.close()
@@ -275,29 +275,12 @@ class Trial:
             self._write(state, result)
             self.result.pop("unsaved", None)
 
-    def save(self, result: dict[str, Any]) -> Path:
-        """Write a checkpoint whose card carries `result`; returns its folder."""
-        folder = self._write(self.session.state_dict(), result)
+    def save(self, result: dict[str, Any]) -> None:
+        """Write a checkpoint whose card carries `result`."""
+        self._write(self.session.state_dict(), result)
         self._kept = None
-        return folder
 
-    def _save_last_or_tell(self, result: dict[str, Any]) -> None:
-        """As `save_last`; a full disk ends nothing, `result` tells."""
-        try:
-            self.save_last()
-        except OSError as error:
-            result["unsaved"] = cause(error)
-
-    def _save_or_tell(self, result: dict[str, Any]) -> bool:
-        """Save; a full disk does not end the trial, its result line tells."""
-        try:
-            self.save(result)
-        except OSError as error:
-            result["unsaved"] = cause(error)
-            return False
-        return True
-
-    def _write(self, state: dict, result: dict[str, Any]) -> Path:
+    def _write(self, state: dict, result: dict[str, Any]) -> None:
         self._require_ownership()
         folder = self.folder / f"{paths.CHECKPOINT}{result['round']:06d}"
         saved = {key: item for key, item in result.items() if key != "unsaved"}
@@ -317,7 +300,6 @@ class Trial:
         self._drop_newer(folder)
         self._prune()
         self._upload()
-        return folder
 
     def _drop_newer(self, saved: Path) -> None:
         """Delete what is newer than `saved`: the trial has left it, to go on from elsewhere."""
@@ -376,6 +358,16 @@ class Trial:
             hparams.end(self.events, bool(self.result.get("diverged")))
         self.events.close()
         self._upload()
+
+
+def _saved(save: Callable[[], None], result: dict[str, Any]) -> bool:
+    """Save; a full disk ends nothing, `result` tells."""
+    try:
+        save()
+    except OSError as error:
+        result["unsaved"] = cause(error)
+        return False
+    return True
 
 
 def _number(folder: Path, last: dict[str, Any]) -> tuple[int, bool]:
