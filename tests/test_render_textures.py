@@ -135,7 +135,7 @@ def test_pictures_of_a_folder_are_cut_to_squares(tmp_path):
         picture.paste((0, 255, 0), (0, 0, 45, 200))  # what the square leaves out
         picture.save(place / f"{index:02}.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    bank = from_folder(tmp_path)
+    bank = from_folder(tmp_path, tmp_path / "cache")
     assert bank.texels.shape == (12, SIZE, SIZE, 3)
     assert bank.texels[..., 1].max() == 0
     reds = bank.texels[:, 64, 64, 0].tolist()
@@ -162,9 +162,9 @@ def test_decoded_pictures_are_kept_until_the_folder_changes(tmp_path, monkeypatc
 
 def test_too_few_or_broken_pictures_are_told(tmp_path):
     with pytest.raises(UserError, match="holds 0 pictures .*at least 12"):
-        from_folder(tmp_path)
+        from_folder(tmp_path, tmp_path / "cache")
     for index in range(12):
         Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
     (tmp_path / "5.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="5.png is not a readable picture"):
-        from_folder(tmp_path)
+        from_folder(tmp_path, tmp_path / "cache")

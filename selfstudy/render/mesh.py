@@ -1,11 +1,10 @@
-"""Triangle meshes, and the libraries of shapes that scenes draw from.
+"""Triangle meshes.
 
 Meshes stand like ShapeNet's: y is up, the front looks towards -z, the bounding box lies around
 the origin and its diagonal is 1.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -42,21 +41,3 @@ def normalised(mesh: Mesh) -> Mesh:
     if size == 0:
         raise ValueError("a mesh needs an extent")
     return Mesh((vertices - (low + high) / 2) / size, faces.reshape(-1, 3))
-
-
-class Library(Protocol):
-    """Shapes by class: procedural ones, or people's own files.
-
-    Attributes:
-        classes: their names, in the order of the labels.
-    """
-
-    classes: tuple[str, ...]
-
-    def pick(self, label: int, bucket: int, turn: int) -> int:
-        """The id of a model of class `label` and of `bucket`; every `turn` another, cyclic."""
-        ...
-
-    def make(self, label: int, model: int) -> Mesh:
-        """That model, normalised; the same on every call and machine."""
-        ...

@@ -49,11 +49,6 @@ def pulse(phase: np.ndarray, share: float, soft: float = 0.05) -> np.ndarray:
     return np.clip((share / 2 - away) / soft + 0.5, 0, 1)
 
 
-def points(draw: Draw, count: int) -> np.ndarray:
-    """[count, 2] random places."""
-    return draw.random((count, 2))
-
-
 def lattice(draw: Draw, count: int, shift: float, jitter: float) -> np.ndarray:
     """Places of a grid, every second row shifted, each a little off; `count` is even."""
     row, column = np.indices((count, count)).reshape(2, -1)
@@ -61,14 +56,14 @@ def lattice(draw: Draw, count: int, shift: float, jitter: float) -> np.ndarray:
     return places + jitter / count * draw.uniform(-0.5, 0.5, places.shape)
 
 
-def nearest(places: np.ndarray, how: int = 2) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Number of the nearest place, and distances to the `how` nearest, on the torus."""
+def nearest(places: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Number of the nearest place, and distances to the two nearest, on the torus."""
     offsets = [np.abs(axis.reshape(-1, 1) - places[:, index]) % 1
                for index, axis in enumerate((COLUMN, ROW))]  # fmt: skip
     across, down = (np.minimum(offset, 1 - offset) for offset in offsets)
     far = across**2 + down**2
     first = far.argmin(1)
-    sorted_ = np.sqrt(np.partition(far, min(how, far.shape[1]) - 1, 1)[:, :how])
+    sorted_ = np.sqrt(np.partition(far, min(2, far.shape[1]) - 1, 1)[:, :2])
     sorted_.sort(1)
     return first.reshape(SIZE, SIZE), [each.reshape(SIZE, SIZE) for each in sorted_.T]
 
@@ -131,7 +126,7 @@ def _dots(draw: Draw) -> np.ndarray:
 
 def _cells(draw: Draw) -> np.ndarray:
     count = draw.integers(8, 60)
-    first, (one, two) = nearest(points(draw, count))
+    first, (one, two) = nearest(draw.random((count, 2)))
     tones = draw.random(count)[first]
     edge = np.clip((two - one) * np.sqrt(count) * 5, 0, 1)
     return shade(draw, tones, 3) * (0.45 + 0.55 * edge)[..., None]
@@ -139,7 +134,7 @@ def _cells(draw: Draw) -> np.ndarray:
 
 def _cracks(draw: Draw) -> np.ndarray:
     count = draw.integers(6, 40)
-    _, (one, two) = nearest(points(draw, count))
+    _, (one, two) = nearest(draw.random((count, 2)))
     edge = np.clip((two - one) * np.sqrt(count) * draw.uniform(2.5, 7), 0, 1)
     return shade(draw, np.clip(edge * 0.85 + 0.15 * noise(draw, 1), 0, 1))
 
@@ -181,7 +176,7 @@ def _camouflage(draw: Draw) -> np.ndarray:
 
 
 def _rings(draw: Draw) -> np.ndarray:
-    _, (far, *_) = nearest(points(draw, draw.integers(1, 6)))
+    _, (far, *_) = nearest(draw.random((draw.integers(1, 6), 2)))
     return shade(draw, pulse(far * draw.integers(6, 22) % 1, draw.uniform(0.3, 0.7), 0.15))
 
 

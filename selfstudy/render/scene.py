@@ -137,7 +137,6 @@ class Scene:
     backdrop: Backdrop
     light: np.ndarray  # position [3] of the point light
     shine: float  # strength of the highlights
-    camera: Camera = CAMERA
     motion: np.ndarray | None = None  # [6], of the second camera of a pair
 
 

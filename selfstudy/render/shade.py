@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfstudy.render.raster import rasterise
-from selfstudy.render.scene import Body, Camera, Scene
+from selfstudy.render.scene import CAMERA, Body, Camera, Scene
 from selfstudy.render.textures import Bank
 
 SAMPLES = 2  # a side, of a pixel's colour
@@ -196,7 +196,7 @@ def _albedo(
         u = np.where(side == 0, inside[:, 2], inside[:, 0])
         v = np.where(side == 1, inside[:, 2], inside[:, 1])
         uv = np.stack([u, -v], 1) * REPEATS
-        pixel = depth[mine].mean() / (scene.camera.focal * size)  # metres
+        pixel = depth[mine].mean() / (CAMERA.focal * size)  # metres
         level = _level(REPEATS / body.scale.mean() * pixel * bank.size)
         texels = bank.sample(body.texture, uv, level)
         albedo[mine] = texels * (1 - body.tint) + body.color * body.tint
@@ -210,8 +210,8 @@ def _level(texels: float) -> float:
 
 def _backdrop(scene: Scene, camera: Camera, size: int, bank: Bank | None) -> Spots:
     """The backdrop at the centre of every pixel."""
-    normal = scene.camera.position / np.linalg.norm(scene.camera.position)
-    distance = -BACKDROP * np.linalg.norm(scene.camera.position)
+    normal = CAMERA.position / np.linalg.norm(CAMERA.position)
+    distance = -BACKDROP * np.linalg.norm(CAMERA.position)
     row, column = (places.ravel() + 0.5 for places in np.indices((size, size)))
     rays = camera.rays(column, row, size)
     depth = (distance - camera.position @ normal) / (rays @ normal)

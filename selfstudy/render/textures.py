@@ -81,7 +81,7 @@ def procedural(folder: Path) -> Bank:
     return Bank(_once(Path(folder) / f".textures-{VERSION}.npy", COUNT, make))
 
 
-def from_folder(folder: Path, cache: Path | None = None) -> Bank:
+def from_folder(folder: Path, cache: Path) -> Bank:
     """All pictures below a folder, sorted by name: the central square, `SIZE` texels wide.
 
     Args:
@@ -97,7 +97,7 @@ def from_folder(folder: Path, cache: Path | None = None) -> Bank:
             f"{folder} holds {len(found)} pictures ({', '.join(sorted(PICTURES))}), expected "
             f"at least {BUCKETS}: ten to train, one to validate, one to test"
         )
-    path = Path(cache) / f".textures-{_key(found)}.npy" if cache else None
+    path = Path(cache) / f".textures-{_key(found)}.npy"
     return Bank(_once(path, len(found), lambda number: _square(found[number])))
 
 
@@ -129,21 +129,20 @@ def _square(path: Path) -> np.ndarray:
 # ---- made once -------------------------------------------------------------------------------
 
 
-def _once(path: Path | None, count: int, one: Callable[[int], np.ndarray]) -> np.ndarray:
+def _once(path: Path, count: int, one: Callable[[int], np.ndarray]) -> np.ndarray:
     """Textures [count, SIZE, SIZE, 3] as `one` makes them, or the file that has them already.
 
     It is mapped into memory: processes share it.
     """
-    kept = _kept(path, count) if path else None
+    kept = _kept(path, count)
     if kept is not None:
         return kept
     texels = np.empty((count, SIZE, SIZE, 3), np.uint8)
-    show = progress(f"making {path or 'textures'}", count)
+    show = progress(f"making {path}", count)
     for number in range(count):
         texels[number] = one(number)
         show(number + 1)
-    if path:
-        _keep(path, texels)
+    _keep(path, texels)
     return texels
 
 

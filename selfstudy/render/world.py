@@ -19,7 +19,7 @@ import numpy as np
 import paths
 from selfstudy.render import patterns
 from selfstudy.render import textures as texture_banks
-from selfstudy.render.mesh import BUCKETS, Library
+from selfstudy.render.mesh import BUCKETS
 from selfstudy.render.meshes import Meshes
 from selfstudy.render.scene import CAMERA, LIGHT_SPREAD, VIEW, Camera, Factors, Scene, sample
 from selfstudy.render.shade import Labels, Solids, colour, label
@@ -118,7 +118,7 @@ class World:
             )
 
     @cached_property
-    def library(self) -> Library:
+    def library(self) -> Meshes | Procedural:
         """The shapes."""
         return Meshes(_folder("meshes", self.meshes)) if self.meshes else Procedural()
 
