@@ -14,8 +14,8 @@ from torch import Tensor
 
 from selfstudy import distributed
 from selfstudy.losses import monitors
-from selfstudy.tasks.base import IGNORED, PretextTask, Task
-from selfstudy.types import Batch, Output
+from selfstudy.tasks.base import PretextTask, Task
+from selfstudy.types import IGNORED, Batch, Output
 from util.errors import UserError
 
 HEALTH = ("valid_rank_me", "valid_feature_std")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+IGNORED = -100  # the label of what has none; it counts in no loss and no metric
 DENSE = ("segment", "depth", "normals")  # targets with a value at each pixel
 
 

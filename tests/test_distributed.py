@@ -1,6 +1,5 @@
 """Several processes that train one model: they do what one does, and end together."""
 
-import functools
 import os
 import signal
 
@@ -18,8 +17,9 @@ from selfstudy.losses import contrastive, redundancy
 from selfstudy.models.heads import BatchRenorm
 from selfstudy.parallel import Crew
 from selfstudy.session import Session
-from selfstudy.tasks.base import IGNORED, classified, depth_errors
+from selfstudy.tasks.base import classified, depth_errors
 from selfstudy.trial import Rules, Trial, again
+from selfstudy.types import IGNORED
 from util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -35,6 +35,13 @@ VIT = (
     "init_resnet.choice = 'vit'", "ViT.patch = 8", "ViT.width = 24", "ViT.depth = 1",
     "ViT.grid = 2", "Wrapper.run_classifier = False", "session.batch_norm = 'local'",
 )  # fmt: skip
+
+
+class OpenRenorm(BatchRenorm):
+    """With its bounds open from the first step on."""
+
+    def _bounds(self):
+        return 3.0, 5.0
 
 
 def loss_of(name, z0, z1):
@@ -122,7 +129,7 @@ class Checks:
             assert torch.equal(distributed.drawn(lambda n: rows[:n], 4), rows)
         for name in ("nt_xent", "cross_view", "info_nce", "vicreg", "barlow_twins"):
             self._equal(trained, name, nn.BatchNorm1d if name == "nt_xent" else nn.LayerNorm)
-        self._equal(trained, "vicreg", functools.partial(BatchRenorm, r_max=3.0, d_max=5.0))
+        self._equal(trained, "vicreg", OpenRenorm)
         for name in ("class", "segment", "depth"):
             self._equal(masked, name)
         return {}

@@ -17,8 +17,7 @@ from selfstudy.methods.supcon import SupConTask
 from selfstudy.methods.swav import SwAVModel, SwAVTask
 from selfstudy.methods.vicreg import VICRegTask
 from selfstudy.models.views import Clock
-from selfstudy.tasks.base import IGNORED
-from selfstudy.types import Batch, DataInfo, Features, Output
+from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
 
 INFO = DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {}, {"class": 10})

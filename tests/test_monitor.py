@@ -20,9 +20,8 @@ from selfstudy.losses.monitors import feature_std, nearest_classes, rank_me
 from selfstudy.methods.rotate import RotateTask
 from selfstudy.monitor import CLASSES, HEALTH, Monitor, collapsed, half_half
 from selfstudy.session import Session
-from selfstudy.tasks.base import IGNORED
 from selfstudy.tasks.classify import ClassifyTask
-from selfstudy.types import Batch, DataInfo, Features, Output
+from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
 
 CPU, META = torch.device("cpu"), torch.device("meta")

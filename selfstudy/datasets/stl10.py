@@ -12,6 +12,7 @@ import paths
 from selfstudy.datasets.base import BaseDataset
 from selfstudy.datasets.prepare import Source, resized
 from selfstudy.registry import register
+from selfstudy.types import IGNORED
 from util import hdf5
 from util.errors import UserError
 from util.fetch import fetch
@@ -26,7 +27,6 @@ CLASSES = "airplane bird car cat deer dog horse monkey ship truck".split()
 SIZE = 96  # pixels
 BYTES = 3 * SIZE**2  # of a picture
 BLOCK = 500  # pictures read together
-UNLABELLED = -100  # the class of a picture without one, which cross-entropy ignores
 
 
 @register("dataset")
@@ -100,7 +100,7 @@ class STL10Dataset(BaseDataset):
         return super()._labelled(rows[self._has_label(rows)], kept, how, seed)
 
     def _has_label(self, rows: np.ndarray) -> np.ndarray:
-        return hdf5.read(self.path, "targets", rows).numpy() != UNLABELLED
+        return hdf5.read(self.path, "targets", rows).numpy() != IGNORED
 
     # ---- preparing ---------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class STL10Dataset(BaseDataset):
         """The published files, read in blocks."""
         files = _Files()
         counts = {name: files.count(file, BYTES) for name, file in PICTURES.items()}
-        labels = [np.full(counts["unlabelled"], UNLABELLED)]
+        labels = [np.full(counts["unlabelled"], IGNORED)]
         labels += [_labels(files, name, counts[name]) for name in ("train", "test")]
         folds = np.zeros(sum(counts.values()), np.int64)
         first = counts["unlabelled"]

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from selfstudy.datasets.base import BaseDataset
 from selfstudy.evaluate.encoder import Encoder, Pixels
+from selfstudy.types import IGNORED
 from util import hdf5
 from util.errors import UserError
 from util.fetch import progress
 
 SCHEMA = 1  # to be raised when the same key would mean another content
-IGNORED = -100  # the class of what has none
 SETTLING = 5000
 BATCH, BATCH_PIXELS = 256, 2**22  # images together, at most, and their pixels
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfstudy.datasets.base import BaseDataset
 from selfstudy.datasets.prepare import balanced_order
-from selfstudy.evaluate.features import IGNORED
+from selfstudy.types import IGNORED
 from util import hdf5
 from util.errors import UserError
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from selfstudy import distributed
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import register
-from selfstudy.tasks.base import IGNORED, Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.transforms import Rotate90
-from selfstudy.types import Batch, DataInfo, Features, Output
+from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 
 ANGLES = 4
 

@@ -12,8 +12,8 @@ from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.models.views import TwoViews
 from selfstudy.registry import register
-from selfstudy.tasks.base import IGNORED, Metrics, PretextTask
-from selfstudy.types import Batch, DataInfo, Output
+from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.types import IGNORED, Batch, DataInfo, Output
 from util.errors import UserError
 
 

@@ -5,12 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfstudy import distributed
-from selfstudy.types import Batch, DataInfo, Output
+from selfstudy.types import IGNORED, Batch, DataInfo, Output
 from util.errors import UserError
 
 Metrics = dict[str, Tensor]
 
-IGNORED = -100  # a label that counts neither in the loss nor in a metric
 PER_METRE = 4  # depth is learnt in units of 25 cm (published: centimetres / 25) ...
 ORIGIN = 1.0  # ... from here on, metres: a head that starts near 0 need not climb there first
 
