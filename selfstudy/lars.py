@@ -49,18 +49,13 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One step; returns what `closure` does. Nothing waits for the device."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
+        """One step; nothing waits for the device."""
         self.state[STEPS] = steps = self.state.get(STEPS, 0) + 1
         for group in self.param_groups:
             params = [item for item in group["params"] if item.grad is not None]
             if params:
                 self._step(params, group, steps)
-        return loss
 
     def _step(self, params: list[Tensor], group: dict, steps: int) -> None:
         """Update the parameters of one group; all of them in one call each time."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
-from util.errors import UserError, nearest
+from util.errors import UserError
 
 Norm = Literal["bn", "ln", "gn", "br"]
 GROUPS = 32  # of 'gn'
@@ -48,7 +48,7 @@ class BatchRenorm(nn.Module):
 
     Batch norm whose output is corrected towards what the running statistics would give: times
     r and plus d, which carry no gradient and are clipped to [1 / r_max, r_max] and
-    [-d_max, d_max]. By default the bounds open with the number n of training steps seen,
+    [-d_max, d_max]. The bounds open with the number n of training steps seen,
     r_max = 25/35 + 2n/35000 within [1, 3] and d_max = -25/20 + 5n/20000 within [0, 5], so that
     the first 5,000 steps are plain batch norm. What runs is the standard deviation, not the
     variance, and it runs biased.
@@ -58,8 +58,6 @@ class BatchRenorm(nn.Module):
         eps: added to the variance.
         momentum: share of the batch in the running statistics.
         affine: with a learned scale and shift.
-        r_max: a fixed bound in the place of the opening one.
-        d_max: the same.
 
     Attributes:
         synchronised: normalise over the minibatches of all processes.
@@ -73,12 +71,9 @@ class BatchRenorm(nn.Module):
         eps: float = 1e-3,
         momentum: float = 0.01,
         affine: bool = True,
-        r_max: float | None = None,
-        d_max: float | None = None,
     ):
         super().__init__()
         self.eps, self.momentum = eps, momentum
-        self.r_max, self.d_max = r_max, d_max
         self.weight = nn.Parameter(torch.ones(feats)) if affine else None
         self.bias = nn.Parameter(torch.zeros(feats)) if affine else None
         self.register_buffer("running_mean", torch.zeros(feats))
@@ -110,18 +105,10 @@ class BatchRenorm(nn.Module):
             self.steps += 1
         return (feats - mean) / std * r + d
 
-    def _bounds(self) -> tuple[Tensor | float, Tensor | float]:
+    def _bounds(self) -> tuple[Tensor, Tensor]:
         """r_max and d_max at this step; on the device, since the step is known only there."""
-        n, r_max, d_max = self.steps, self.r_max, self.d_max
-        if r_max is None:
-            r_max = (n * (2 / 35000) + 25 / 35).clamp(1, 3)
-        if d_max is None:
-            d_max = (n * (5 / 20000) - 25 / 20).clamp(0, 5)
-        return r_max, d_max
-
-    def extra_repr(self) -> str:
-        """What `print` says of the layer."""
-        return f"{len(self.running_mean)}, eps={self.eps}, momentum={self.momentum}"
+        n = self.steps
+        return (n * (2 / 35000) + 25 / 35).clamp(1, 3), (n * (5 / 20000) - 25 / 20).clamp(0, 5)
 
 
 def _group_norm(feats: int, affine: bool) -> nn.Module:
@@ -143,11 +130,7 @@ _NORMS: dict[str, Callable[[int, bool], nn.Module]] = {
 
 def _norm(norm: str | None, feats: int, affine: bool = True) -> list[nn.Module]:
     """The layer in a list, which is empty for None."""
-    if norm is None:
-        return []
-    if norm not in _NORMS:
-        raise UserError(f"no norm is called {norm!r}{nearest(norm, _NORMS)}, or None")
-    return [_NORMS[norm](feats, affine)]
+    return [] if norm is None else [_NORMS[norm](feats, affine)]
 
 
 class Mlp(nn.Sequential):
@@ -170,8 +153,6 @@ def mlp(
     norm: Norm | None = None,
     weight_standardisation: bool = False,
     last_norm: bool = False,
-    bias: bool = True,
-    last_bias: bool = True,
 ) -> Mlp:
     """Hidden layers of linear, norm and ReLU, then a plain linear one.
 
@@ -184,11 +165,9 @@ def mlp(
             renormalisation, or None.
         weight_standardisation: make all linear layers `StandardisedLinear`.
         last_norm: `norm` without scale and shift after the last layer too, as SimSiam has it.
-        bias: of the hidden linear layers.
-        last_bias: of the last one.
 
     Raises:
-        UserError: `layers` is negative, a norm unknown, or 'gn' does not divide the features.
+        UserError: `layers` is negative, or 'gn' does not divide the features.
     """
     if layers < 0:
         raise UserError(f"layers = {layers}: an MLP has 0 linear layers (the identity) or more")
@@ -196,10 +175,10 @@ def mlp(
     parts: list[nn.Module] = []
     feats = feats_in
     for _ in range(layers - 1):
-        parts += [linear(feats, hidden, bias), *_norm(norm, hidden), nn.ReLU(inplace=True)]
+        parts += [linear(feats, hidden), *_norm(norm, hidden), nn.ReLU(inplace=True)]
         feats = hidden
     if layers:
-        parts.append(linear(feats, out, last_bias))
+        parts.append(linear(feats, out))
         feats = out
         parts += _norm(norm, out, affine=False) if last_norm else []
     head = Mlp(*parts)  # without a constructor of its own, so that it can be sliced
