@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import gin
 import numpy as np
@@ -19,6 +20,12 @@ from selfstudy.augment import Augmentation
 from selfstudy.datasets.base import BaseDataset, Store
 from selfstudy.types import Batch
 from util.errors import UserError
+
+
+def derived_seed(*parts: Any) -> int:
+    """A 63-bit seed from any plain values, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 @gin.configurable("dataloader", denylist=["dataset", "augmentation", "device"])
@@ -86,9 +93,8 @@ class Loader:
         return blocks[part : part + 1] if self.training else blocks
 
     def _generator(self, use: str, number: int, device: torch.device | str) -> torch.Generator:
-        text = f"{self.seed} {self.dataset.split} {use} {number}"
-        digest = hashlib.sha256(text.encode()).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
+        seed = derived_seed(f"{self.seed} {self.dataset.split} {use} {number}")
+        return torch.Generator(device).manual_seed(seed)
 
     def __len__(self) -> int:
         return sum(len(range(0, self._used(rows), self.batch_size)) for rows in self._blocks)

@@ -1,7 +1,6 @@
 """One training run on one device: `Session.round` tells the whole story."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ import torch
 
 from selfstudy import distributed, optim, registry, snapshot
 from selfstudy.augment import augment
-from selfstudy.loader import Loader
+from selfstudy.loader import Loader, derived_seed
 from selfstudy.monitor import Monitor
 from selfstudy.registry import Names, register
 from selfstudy.types import DENSE, Batch
@@ -20,12 +19,6 @@ from util.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 Report = Callable[[str, int, int], None]  # split, minibatches done, minibatches in all
-
-
-def derived_seed(*parts: Any) -> int:
-    """A 63-bit seed from any plain values, the same on every machine."""
-    text = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 @register("job", "session")
@@ -107,7 +100,7 @@ class Session:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision is torch.float16
         )
-        self.log = {"train": meters.RunningMean()}
+        self.log = meters.RunningMean()
         self.rounds_done = 0
         self.steps = 0
         self.best_accuracy: float | None = None
@@ -180,7 +173,7 @@ class Session:
         torch.manual_seed(derived_seed(self.seed, "round", self.rounds_done))
         start = time.perf_counter()
         images = self._train(report)
-        log: dict[str, Any] = {"train": self.log["train"]}
+        log: dict[str, Any] = {"train": self.log}
         train_seconds = self._seconds(start)
         self.monitor.begin(self.rounds_done + 1, self.rounds)
         for split in ("valid", "test"):
@@ -234,7 +227,7 @@ class Session:
             self.scaler.update()
             self.steps += 1
             self.model.after_step(min(1.0, progress / self.rounds))
-            self.log["train"].update(metrics, len(batch.idxs))
+            self.log.update(metrics, len(batch.idxs))
             images += len(batch.idxs) * len(batch.views) * distributed.size()
             report("train", step + 1, count)
         self._agree()
@@ -248,8 +241,8 @@ class Session:
     def _agree(self) -> None:
         """Leave all processes with the same state, which is the one that is saved."""
         distributed.follow_(self.model.buffers())
-        if self.log["train"].values is not None:
-            distributed.mean_([self.log["train"].values])
+        if self.log.values is not None:
+            distributed.mean_([self.log.values])
 
     @torch.inference_mode()
     def _evaluate(self, split: str, report: Report) -> meters.WeightedMean:
@@ -289,7 +282,7 @@ class Session:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "log": self.log["train"].state_dict(),
+            "log": self.log.state_dict(),
             "rounds_done": self.rounds_done,
             "steps": self.steps,
             "best_accuracy": self.best_accuracy,
@@ -306,7 +299,7 @@ class Session:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.log["train"].load_state_dict(state["log"], self.device)
+        self.log.load_state_dict(state["log"], self.device)
         self.rounds_done = state["rounds_done"]
         self.steps = state["steps"]
         self.best_accuracy = state["best_accuracy"]

@@ -6,7 +6,8 @@ import torch
 
 import paths
 from selfstudy import configure, registry, snapshot
-from selfstudy.session import Session, derived_seed
+from selfstudy.loader import derived_seed
+from selfstudy.session import Session
 from util.errors import UserError
 
 registry.discover()
