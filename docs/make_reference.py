@@ -17,8 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import gin  # noqa: E402
 
-# Imported for its parameters: `discover` finds only what names in strings stand for.
-from selfstudy import configure, registry, transforms, trial  # noqa: E402, F401
+from selfstudy import configure, registry, transforms  # noqa: E402
 from selfstudy.transforms import Transform  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference" / "gin-parameters.md"

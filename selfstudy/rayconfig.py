@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "time_budget_s": None,
     "config": {},
 }
-# Entry -> what it takes; the first word of each is checked.
+# Entry -> what it takes.
 _KINDS: dict[str, tuple[type, ...]] = {
     "stop": (dict,), "num_samples": (int,), "resources_per_trial": (dict,),
     "checkpoint_freq": (int,), "checkpoint_at_end": (bool,),

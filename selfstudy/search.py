@@ -57,15 +57,11 @@ def corners(config: dict[str, Any]) -> list[dict[str, Any]]:
                 f"ray config: '{key}' is a tune.grid_search, which a search algorithm cannot "
                 "take: write tune.choice, or leave search_alg out"
             )
-    ends = {key: _ends(item) for key, item in domains.items() if not _depends(item)}
+    ends = {key: _ends(item) for key, item in domains.items() if not isinstance(item, Function)}
     count = max([2, *map(len, ends.values())]) if ends else 1
     fixed = [config | {key: some[number % len(some)] for key, some in ends.items()}
              for number in range(count)]  # fmt: skip
     return [values.flatten(drawn) for one in fixed for drawn in variants(one, 1)]
-
-
-def _depends(domain: Domain) -> bool:
-    return isinstance(domain, Function)
 
 
 def _ends(domain: Domain) -> list[Any]:
@@ -244,8 +240,8 @@ class Search(Searcher):
         self.numbers: dict[str, int] = {}  # Ray's id of a running trial -> its row
         self.unknown: set[str] = set()  # ids that the algorithm has not suggested itself
         self.names = names
-        self.fixed = {key: item for key, item in space.items()
-                      if not isinstance(item, Domain) or _depends(item)}  # fmt: skip
+        self.fixed = {key: item for key, item in space.items() if isinstance(item, Function)
+                      or not isinstance(item, Domain)}  # fmt: skip
         drawn = {key: item for key, item in space.items() if key not in self.fixed}
         self.study = _Study.of(plan, inner)
         metric = list(names) if several else names[0]

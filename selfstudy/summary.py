@@ -52,7 +52,7 @@ def duration(plan: Plan, rounds: float, at_once: int) -> str:
 
 def results(plan: Plan, failed: dict[str, str], seconds: float) -> str:
     """The final table, best first, and why trials failed."""
-    (metric, mode), *more = plan.objectives
+    metric, mode = plan.objectives[0]
     names = plan.varying()
     standard = ["train_accuracy", "valid_accuracy", "test_accuracy"]
     known = ("mean_accuracy", *standard)

@@ -36,7 +36,7 @@ def checked(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
 def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
     """Whether `value` fits the annotation, and the value in that type (1e3 as int 1000)."""
     origin = typing.get_origin(hint)
-    if hint is Any or hint is inspect.Parameter.empty:
+    if hint is Any:
         return True, value
     if origin is typing.Annotated:
         fits, value = _fit(value, hint.__origin__)
@@ -55,7 +55,7 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
     if origin is typing.Literal:
         return any(value == choice and type(value) is type(choice)
                    for choice in typing.get_args(hint)), value  # fmt: skip
-    if hint is None or hint is type(None):
+    if hint is type(None):
         return value is None, value
     if hint is bool:
         return isinstance(value, bool), value

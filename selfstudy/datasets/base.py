@@ -147,7 +147,6 @@ class BaseDataset:
         self.double_sample = double_sample
         self.max_images = max_images // 2 if double_sample else max_images
         self.chunk_size = chunk_size
-        self.remote_loading = remote_loading
         self.path = self.find()
         if not (self.may_prepare or self.path.exists()):
             raise NotPrepared(f"{self.path} is made when it is first used")
