@@ -26,15 +26,15 @@ class Interrupts:
 
     Args:
         folder: the experiment's.
-        say: told once, in words.
 
     Attributes:
+        say: told once, in words.
         code: the exit code once a signal came, else 0.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = lambda text: None):
+    def __init__(self, folder: Path):
         self.request = folder / ".stop"
-        self.say = say
+        self.say: Callable[[str], None] = lambda text: None
         self.code = 0
         self.since: float | None = None
 

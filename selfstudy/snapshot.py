@@ -114,8 +114,8 @@ class Snapshot:
             raise UserError(f"{file} cannot be read: {error}") from None
         return cls(folder, checkpoints.short_name(folder), config, card)
 
-    def state(self, map_location: str | torch.device = "cpu") -> dict:
-        """The state that was saved, after comparing the file with its card.
+    def state(self) -> dict:
+        """The state that was saved, on the CPU, after comparing the file with its card.
 
         Raises:
             UserError: the file is missing, empty, cut, changed, not made by `torch.save`, or
@@ -126,7 +126,7 @@ class Snapshot:
         if not zipfile.is_zipfile(file):
             raise UserError(f"{file} is not a file of torch.save")
         try:
-            state = torch.load(file, map_location=map_location, weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(f"{file} cannot be read: {_reason(error)}") from None
         if not isinstance(state, dict):
@@ -228,9 +228,9 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def _few(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def load_weights(

@@ -1,7 +1,7 @@
 """Random transforms of images, one set of parameters an image, on whatever device they are.
 
 A `Transform` keeps drawing and applying apart: `draw` makes one row of parameters an image,
-`apply` is the plain, exact change, which grids of parameters use too; dense targets `move`.
+`apply` is the plain, exact change; dense targets `move`.
 """
 
 # ruff: noqa: D102 - `draw` and `apply` are documented once, in `Transform`
@@ -95,12 +95,12 @@ class ColorJitter(Transform):
     nothing happens. Distribution of selfstudy (Newell & Deng 2020), there drawn per chunk.
     """
 
-    def __init__(self, channels: int = 3, probability: float = 0.8, strength: float = 0.25):
-        self.channels, self.probability, self.strength = channels, probability, strength
+    def __init__(self, channels: int = 3):
+        self.channels = channels
 
     def draw(self, n, height, width, generator, device):
         noise = torch.randn(n, 2 * self.channels, generator=generator, device=device)
-        noise = noise * self.strength * _happens(n, self.probability, generator, device)
+        noise = noise * 0.25 * _happens(n, 0.8, generator, device)
         return torch.cat([noise[:, : self.channels].exp2(), noise[:, self.channels :]], 1)
 
     def apply(self, images, params):
@@ -298,12 +298,9 @@ class Blur(Transform):
     in SimCLR (Chen et al. 2020). Parameters [n, 1]: sigma in pixels, 0 where nothing happens.
     """
 
-    def __init__(self, probability: float = 0.5, sigmas: tuple[float, float] = (0.1, 2.0)):
-        self.probability, self.sigmas = probability, sigmas
-
     def draw(self, n, height, width, generator, device):
-        sigma = _uniform((n, 1), *self.sigmas, generator, device)
-        return sigma * _happens(n, self.probability, generator, device)
+        sigma = _uniform((n, 1), 0.1, 2.0, generator, device)
+        return sigma * _happens(n, 0.5, generator, device)
 
     def along(self, values: Tensor, params: Tensor, dim: int) -> Tensor:
         """`values` [n, ...] blurred in one direction, `dim`, which is H or W long."""

@@ -107,7 +107,7 @@ def fill(file: h5py.File, path: Path, source: Source) -> None:
     file.attrs["std"] = np.sqrt(squares / pixels - mean**2).clip(hdf5.STD_FLOOR)
 
 
-def in_blocks(images: np.ndarray, convert: Callable, size: int = 1000) -> Iterator[np.ndarray]:
+def in_blocks(images: np.ndarray, convert: Callable) -> Iterator[np.ndarray]:
     """`convert(images)` block by block, so that conversions need little memory."""
-    for start in range(0, len(images), size):
-        yield convert(images[start : start + size])
+    for start in range(0, len(images), 1000):
+        yield convert(images[start : start + 1000])

@@ -41,7 +41,6 @@ def swav(
     temperature: float = 0.1,
     epsilon: float = 0.05,
     iterations: int = 3,
-    assigning: int = 2,
     all_scores: Sequence[Tensor] | None = None,
     offset: int = 0,
 ) -> Tensor:
@@ -51,17 +50,17 @@ def swav(
     another view.
 
     Args:
-        scores: V tensors [B, K], products of unit features and unit prototypes.
+        scores: V tensors [B, K], products of unit features and unit prototypes; the first two
+            views (the full-size crops) make assignments.
         temperature: of the softmax.
         epsilon: of `sinkhorn`.
         iterations: of `sinkhorn`.
-        assigning: the first so many views make assignments (the full-size crops).
-        all_scores: `assigning` tensors [N, K] that are assigned together: the rows of all
-            processes, and after them, if wanted, those of a queue of features.
+        all_scores: two tensors [N, K] that are assigned together: the rows of all processes,
+            and after them, if wanted, those of a queue of features.
         offset: the place of the local rows in them.
     """
     logs = [F.log_softmax(item / temperature, 1) for item in scores]
-    whole, losses = scores[:assigning] if all_scores is None else all_scores, []
+    whole, losses = scores[:2] if all_scores is None else all_scores, []
     for view, item in enumerate(whole):
         target = sinkhorn(item, epsilon, iterations)[offset : offset + len(scores[view])]
         losses += [-(target * log).sum(1).mean()
