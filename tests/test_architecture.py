@@ -53,7 +53,7 @@ TABLE = {
         "util.utility",
     ),
     "util/vis.py": (0, "util.figures util.published*"),
-    "util/mirror.py": (0, f"pyarrow paths util.checkpoints {LEAVES}"),
+    "util/mirror.py": (0, f"pyarrow paths util.checkpoints util.fetch {LEAVES}"),
     "util/hparams.py": (0, "torch tensorboard"),
     "util/checkpoints.py": (0, f"paths {LEAVES}"),
     "util/relocate.py": (0, f"paths util.checkpoints {LEAVES}"),

@@ -570,7 +570,7 @@ def test_cifar_without_a_network_says_what_to_do(monkeypatch, tmp_path):
 def test_a_silent_network_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "CONNECT_SECONDS", 0.1)
     monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda *a, **k: time.sleep(5))
-    with pytest.raises(UserError, match=r"\(no answer\)"):
+    with pytest.raises(UserError, match=r"\(no answer within 0.1 seconds\)"):
         CIFARDataset("train")
 
 
