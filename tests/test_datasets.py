@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 import paths
 from selfstudy.datasets import base, cifar, fashion, prepare
-from selfstudy.datasets.base import BaseDataset, pose_classes
+from selfstudy.datasets.base import SPLITS, BaseDataset, pose_classes
 from selfstudy.datasets.cifar import CIFARDataset
 from selfstudy.datasets.digits import DigitsDataset
 from selfstudy.datasets.fashion import FashionMNISTDataset
@@ -33,16 +33,12 @@ from selfstudy.datasets.syn import SynDataset
 from util import fetch, hdf5
 from util.errors import UserError
 
-SPLITS = ("train", "valid", "test")
-
 
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path, monkeypatch):
-    gin.clear_config()
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path)
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "nowhere")
-    yield tmp_path
-    gin.clear_config()
+    return tmp_path
 
 
 def bind(**values):

@@ -300,7 +300,6 @@ def test_a_journal_that_cannot_be_written_ends_the_driver_in_one_line(run, monke
     code, out, err = run("-e", "s", *STUDY)
     assert code == 1 and err.strip().splitlines()[-1].startswith("error: ")
     assert "No space left on device; free the disk" in err and "--resume" in err
-    monkeypatch.undo()
 
 
 def damage(file, kind):
