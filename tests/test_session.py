@@ -113,7 +113,7 @@ def test_restore_session_continues_in_full(tmp_path):
     assert second.rounds_done == 1 and second.steps == 6
     assert numbers(first.round()) == numbers(second.round())
     with pytest.raises(UserError, match="did you mean 'one'"):
-        session('session.restore_session = "exp/oen"')
+        session('session.restore_session = "oen"')
 
 
 def test_pretrained_brings_the_encoder_and_leaves_the_probes(tmp_path):
