@@ -50,10 +50,7 @@ def five(store: Tensor, repeats: int) -> list[tuple]:
         repeats,
     )
     goals = {"five, chunks of options": ">= 8", "five, kornia": ">= 4"}
-    return [
-        _row(name, value, 512, value / seconds["five, ours"], goals.get(name, ""))
-        for name, value in seconds.items()
-    ]
+    return _rows(seconds, "five, ours", goals)
 
 
 def two_views(store: Tensor, repeats: int) -> list[tuple]:
@@ -81,10 +78,7 @@ def two_views(store: Tensor, repeats: int) -> list[tuple]:
         repeats,
     )
     goals = {"two views, kornia": ">= 5"}
-    return [
-        _row(name, value, 512, value / seconds["two views, ours"], goals.get(name, ""))
-        for name, value in seconds.items()
-    ]
+    return _rows(seconds, "two views, ours", goals)
 
 
 def step(store: Tensor, repeats: int) -> list[tuple]:
@@ -105,15 +99,15 @@ def step(store: Tensor, repeats: int) -> list[tuple]:
         "five, share of the step": "<= 0.02",
         "five with LAB, share of the step": "<= 0.04",
     }
-    whole = seconds["step of ResNet-9, width 1/4"]
+    return _rows(seconds, "step of ResNet-9, width 1/4", goals)
+
+
+def _rows(seconds: dict[str, float], base: str, goals: dict[str, str]) -> list[tuple]:
+    """A row for each; all take 512 images, and the ratio is that to `base`."""
     return [
-        _row(name, value, 512, value / whole, goals.get(name, ""))
+        (name, value * 1e3, 512 / value, value / seconds[base], goals.get(name, ""))
         for name, value in seconds.items()
     ]
-
-
-def _row(name: str, seconds: float, images: int, ratio: float, goal: str) -> tuple:
-    return name, seconds * 1e3, images / seconds, ratio, goal
 
 
 def chunks_of_options(images: Tensor) -> Tensor:

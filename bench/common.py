@@ -10,17 +10,14 @@ import numpy
 import torch
 
 
-def interleave(
-    functions: dict[str, Callable[[], object]], repeats: int = 7, warmup: int = 1
-) -> dict[str, float]:
+def interleave(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median CPU seconds of one call of each function, by name.
 
     The functions take turns (A B C, A B C, ...), so that a busy neighbour slows all of them
     alike and the ratios stand. CPU time counts all threads of this process.
     """
     for function in functions.values():
-        for _ in range(warmup):
-            function()
+        function()  # what the first call costs does not count
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():

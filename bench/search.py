@@ -16,17 +16,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import paths
 from bench.common import table
+from util import files
 
-ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["-g", "digits/r9/search", "-p", "session.train_iters = 3", "session.valid_iters = 1",
          "scheduler.milestones = [1]", "scheduler.target_lrs = [0.01, 0]"]  # fmt: skip
 
 
 def environment(folder: Path) -> dict[str, str]:
     """That of this process, with experiments in `folder` and the project's data."""
-    data = os.environ.get("SELFSTUDY_DATA", str(ROOT / "data"))
-    return os.environ | {"SELFSTUDY_EXP": str(folder), "SELFSTUDY_DATA": data}
+    return os.environ | {"SELFSTUDY_EXP": str(folder), "SELFSTUDY_DATA": str(paths.DATA_DIR)}
 
 
 # One CPU each and nothing on the disk but results.
@@ -44,7 +44,7 @@ def run(
         flags: of main.py.
         watch: gets (trials that have ended, memory of the driver in KB) once a second.
     """
-    command = [sys.executable, str(ROOT / "main.py"), "-e", name, "-q", *flags]
+    command = [sys.executable, str(paths.ROOT / "main.py"), "-e", name, "-q", *flags]
     start = time.monotonic()
     with open(folder / f"{name}.log", "w") as log:
         driver = subprocess.Popen(command, env=environment(folder), stdout=log, stderr=log)
@@ -68,26 +68,19 @@ def memory(pid: int) -> int:
     )
 
 
-def events(experiment: Path) -> list[dict]:
-    """The lines of an experiment's journal."""
-    try:
-        text = (experiment / "journal.jsonl").read_text()
-    except OSError:
-        return []
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-
-
 def ended(experiment: Path) -> list[float]:
     """When its trials have ended."""
     return [
-        line["time"] for line in events(experiment) if line.get("status") in ("done", "stopped")
+        line["time"]
+        for line in files.read_lines(experiment / paths.JOURNAL)
+        if line.get("status") in ("done", "stopped")
     ]
 
 
 def lasts(experiment: Path) -> list[dict]:
     """The last result of each trial."""
-    paths = sorted(experiment.glob("e_*/result.json"))
-    return [json.loads(path.read_text().splitlines()[-1]) for path in paths]
+    found = sorted(experiment.glob(f"e_*/{paths.RESULT}"))
+    return [files.read_lines(path)[-1] for path in found]
 
 
 def marginal(times: Sequence[float]) -> float:
@@ -107,8 +100,8 @@ def overhead(folder: Path, trials: int, plain: int) -> None:
     training = statistics.mean(last["total_s"] for last in lasts(folder / "ours"))
     ours = marginal(ended(folder / "ours")) - training / slots
     command = [sys.executable, "-m", "bench.search", "plain", str(plain), str(folder)]
-    told = subprocess.run(command, cwd=ROOT, env=environment(folder), text=True, check=True,
-                          stdout=subprocess.PIPE).stdout  # fmt: skip
+    told = subprocess.run(command, cwd=paths.ROOT, env=environment(folder), text=True,
+                          check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
     found = json.loads(told.splitlines()[-1])
     theirs = marginal(found["ended"]) - found["training"] / slots
     rows = [
@@ -130,7 +123,6 @@ def plain(trials: int, folder: Path) -> None:
     from selfstudy.configure import Spec
     from selfstudy.trial import Rules, Trial
 
-    sys.path.insert(0, str(ROOT))
     spec = Spec((SHORT[1],), tuple(SHORT[3:]))
     done, training = [], []
 
@@ -157,7 +149,7 @@ def plain(trials: int, folder: Path) -> None:
             done.append(time.time())
             training.append(trial.last_result["total_s"])
 
-    ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, logging_level="ERROR")
+    ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(paths.ROOT)}}, logging_level="ERROR")
     tune.Tuner(
         tune.with_resources(Plain, {"cpu": 1}),
         param_space={"seed": tune.grid_search(list(range(trials)))},
@@ -181,14 +173,13 @@ def many(folder: Path, trials: int) -> None:
     growth = (late[1] - early[1]) / (late[0] - early[0])
     listing = (
         "import runpy, sys, time; sys.argv = ['results.py', 'ls', 'many'];"
-        "from util import results; results.pandas() if hasattr(results, 'pandas') else None;"
-        "import pandas, rich; start = time.monotonic()\n"
+        "import pandas, rich, util.results; start = time.monotonic()\n"
         "try: runpy.run_path('misc/results.py', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "print(time.monotonic() - start, file=sys.stderr)"
     )
-    told = subprocess.run([sys.executable, "-c", listing], cwd=ROOT, env=environment(folder),
-                          text=True, capture_output=True, check=True)  # fmt: skip
+    told = subprocess.run([sys.executable, "-c", listing], cwd=paths.ROOT, text=True,
+                          env=environment(folder), capture_output=True, check=True)  # fmt: skip
     rows = [
         ("seconds in all", seconds, ""),
         ("folder, KB a trial", sum(sizes) / trials / 1000, "< 40"),

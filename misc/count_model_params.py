@@ -29,18 +29,16 @@ CIFAR = DataInfo(
 )
 
 
-def parts(model: nn.Module, depth: int = 2) -> list[tuple[str, int, int]]:
+def parts(model: nn.Module) -> list[tuple[str, int, int]]:
     """(name, parameters, of these trainable) of each part of a model, in its order.
 
-    Args:
-        model: on any device, 'meta' too.
-        depth: levels of submodules that are told apart; what a level holds beside its
-            submodules is counted under its own name.
+    Two levels of submodules are told apart; what a level holds beside its submodules is
+    counted under its own name.
     """
     rows: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         path = name.split(".")[:-1]
-        row = rows.setdefault(".".join(path[:depth]) or "(itself)", [0, 0])
+        row = rows.setdefault(".".join(path[:2]) or "(itself)", [0, 0])
         row[0] += parameter.numel()
         row[1] += parameter.numel() * parameter.requires_grad
     return [(name, total, trainable) for name, (total, trainable) in rows.items()]

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import gin
 import numpy as np
@@ -138,6 +139,26 @@ def exp_dir(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")
     (tmp_path / "exp").mkdir()
     return tmp_path / "exp"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """An S3 server in this process: its client, the bucket 'studies', and URIs of places."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]: pip install '.[dev]'")
+    boto3 = pytest.importorskip("boto3", reason="needs boto3: pip install '.[dev]'")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        client = boto3.client(
+            "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1"
+        )
+        client.create_bucket(Bucket="studies")
+        end = f"?endpoint_override={host}:{port}&scheme=http"
+        yield SimpleNamespace(client=client, uri=lambda place: f"s3://{place}{end}")
+        server.stop()
 
 
 @pytest.fixture

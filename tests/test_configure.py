@@ -17,10 +17,7 @@ from selfstudy.configure import Spec
 from selfstudy.values import checked
 from util.errors import UserError, nearest
 
-
-@pytest.fixture(scope="module", autouse=True)
-def discovered():
-    registry.discover()
+registry.discover()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from functools import partial
 
-import gin
 import h5py
 import numpy as np
 import pytest
@@ -16,8 +15,7 @@ from util.errors import UserError
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path)
-    yield tmp_path
-    gin.clear_config()
+    return tmp_path
 
 
 @pytest.fixture

@@ -204,33 +204,6 @@ def test_a_finished_state_that_is_taken_over_ends_the_trial(folder):
     assert worst.done and worst.step()["round"] == 9
 
 
-def test_who_was_replaced_writes_no_more(folder):
-    first = Trial(SPEC, {}, folder / "t" / "e_0", Rules(checkpoint_freq=1))
-    first.step()
-    second = Trial(SPEC, {}, folder / "t" / "e_0", Rules(checkpoint_freq=1))
-    with pytest.raises(Exception, match="e_0 is continued by another process"):
-        first.step()
-    assert second.step()["round"] == 2
-    rows = files.read_lines(second.folder / paths.RESULT)
-    assert [row["round"] for row in rows] == [1, 2]
-
-
-def test_a_full_disk_does_not_end_a_trial(folder, monkeypatch):
-    trial = Trial(SPEC, {}, folder / "t" / "e_0", Rules(checkpoint_freq=1))
-    trial.step()
-    save = snapshot.save
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(snapshot, "save", full)
-    assert "No space left" in trial.step()["unsaved"]
-    monkeypatch.setattr(snapshot, "save", save)
-    assert "unsaved" not in trial.step()
-    found = [path.name for path in checkpoints.checkpoints(trial.folder)]
-    assert found == ["checkpoint_000003", "checkpoint_000001"]
-
-
 def test_a_trial_is_closed_as_often_as_one_likes(folder):
     trial, _ = run(folder, Rules())
     for _ in range(3):

@@ -73,7 +73,7 @@ def test_meanings_join_lines_and_share_several_names(reference):
     assert found == {"one": "a, that goes on: here.", "two": "b.", "three": "b."}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md"], ids=lambda path: path.name)
 def test_links_lead_to_files(path):
     links = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
     missing = [link for link in links

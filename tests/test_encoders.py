@@ -6,6 +6,7 @@ import math
 import gin
 import pytest
 import torch
+from test_models import our_name
 from torch import nn
 
 from misc import count_model_params
@@ -177,13 +178,7 @@ def test_the_small_stem_is_torchvisions_network_with_another_beginning(padding):
     theirs.conv1 = nn.Conv2d(3, 64, 3, 1, padding, bias=False)
     theirs.maxpool = nn.Identity()
     ours = ResNet(3, "resnet18", width=1.0, out_feats=7, small_stem=True, stem_padding=padding)
-    state = {}
-    for name, item in theirs.state_dict().items():
-        first, _, rest = name.partition(".")
-        stem = first in ("conv1", "bn1")
-        layer = f"layers.block{first[5:]}.{rest}" if first.startswith("layer") else name
-        state[f"layers.conv.{name}" if stem else layer] = item
-    ours.load_state_dict(state)
+    ours.load_state_dict({our_name(name): item for name, item in theirs.state_dict().items()})
     given = images(2)
     with torch.no_grad():
         feats = ours.eval()(given)

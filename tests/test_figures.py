@@ -1,7 +1,6 @@
 """Figures: what is drawn and written are the numbers that went in, whoever has named them."""
 
 import csv
-import json
 import math
 import re
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
+from test_results import journal, plan, trial
 
 import paths
 from util import efficiency, figures, results, sheets
@@ -343,18 +343,11 @@ def test_rank_correlation_needs_three_curves_that_differ():
 
 def experiment(folder: Path, events: list[dict], lines: dict[str, list] | None = None) -> str:
     """An experiment with trials e_0000 ... and these events."""
-    folder.mkdir(parents=True)
     names = sorted({one["name"] for one in events if "name" in one})
-    content = {"schema": 1, "exp_id": folder.name, "ray": "asha", "command": "", "exp_args": {},
-               "spec": {"gin": [], "params": []},
-               "rows": [{"name": name, "overrides": {}} for name in names]}  # fmt: skip
-    (folder / "plan.json").write_text(json.dumps(content))
-    (folder / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
+    plan(folder, [{"name": name, "overrides": {}} for name in names])
+    journal(folder, *events)
     for name, rounds in (lines or {}).items():
-        (folder / name).mkdir()
-        (folder / name / "params.json").write_text("{}")
-        text = "".join(json.dumps(one) + "\n" for one in rounds)
-        (folder / name / "result.json").write_text(text)
+        trial(folder, name, {}, rounds)
     return str(folder)
 
 

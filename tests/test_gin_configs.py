@@ -16,14 +16,10 @@ from selfstudy.augment import augment
 from selfstudy.configure import Spec
 from selfstudy.session import Session
 from selfstudy.types import DataInfo
-from util.errors import UserError
+
+registry.discover()
 
 RES, ROWS = 16, 48
-
-
-@pytest.fixture(scope="module", autouse=True)
-def discovered():
-    registry.discover()
 
 
 def load(*params: str, names: tuple[str, ...] = ()) -> dict:
@@ -412,15 +408,6 @@ def test_the_published_tuple_of_betas_binds():
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_published_defaults_hold(name):
     assert configure.value(*name.split(".")) == DEFAULTS[name]
-
-
-@pytest.mark.parametrize("name", ["session.use_apex", "session.keep_bn_f32",
-                                  "BaseDataset.use_fp16"])  # fmt: skip
-def test_retired_names_answer_with_a_pointer(name):
-    with pytest.raises(UserError) as error:
-        load(f"{name} = True")
-    expected = f"-p '{name} = True': '{name}' is retired; use session.precision"
-    assert error.value.text.startswith(expected)
 
 
 def test_the_tables_miss_no_argument_that_a_published_component_has():

@@ -19,7 +19,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def data(tmp_path, monkeypatch):
     """A file whose images tell their own row: the first pixels are row // 256, row % 256."""
-    gin.clear_config()
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path)
     images = np.zeros((ROWS, 3, RES, RES), np.uint8)
     images[:, :, 0, 0] = (np.arange(ROWS) // 256)[:, None]
@@ -29,18 +28,22 @@ def data(tmp_path, monkeypatch):
     with h5py.File(path, "w") as file:
         file["data"] = images
         file["targets"] = (np.arange(ROWS) % 10).astype(np.int32)
-    yield path
-    gin.clear_config()
+    return path
+
+
+def rewritten(data, **options):
+    """Stores the images of that file in another way."""
+    with h5py.File(data, "r+") as file:
+        images = file["data"][:]
+        del file["data"]
+        file.create_dataset("data", data=images, **options)
 
 
 @pytest.fixture(params=["mapped", "read"])
 def way(request, data):
     """The same data where they can be mapped and where blocks have to be read."""
     if request.param == "read":
-        with h5py.File(data, "r+") as file:
-            images = file["data"][:]
-            del file["data"]
-            file.create_dataset("data", data=images, chunks=(50, 3, RES, RES))
+        rewritten(data, chunks=(50, 3, RES, RES))
     return request.param
 
 
@@ -122,10 +125,7 @@ def test_randomness_depends_on_seed_round_and_split_alone(way):
 
 def test_mapping_and_reading_give_the_same(data):
     mapped = [batch.views[0] for batch in make(base={"max_images": 150})]
-    with h5py.File(data, "r+") as file:
-        images = file["data"][:]
-        del file["data"]
-        file.create_dataset("data", data=images, compression="gzip", chunks=True)
+    rewritten(data, compression="gzip", chunks=True)
     read = [batch.views[0] for batch in make(base={"max_images": 150})]
     assert all(torch.equal(*pair) for pair in zip(mapped, read, strict=True))
 
@@ -168,10 +168,7 @@ def test_shuffle_on_request(way):
 
 
 def test_the_next_block_is_read_ahead_in_a_thread(data, monkeypatch):
-    with h5py.File(data, "r+") as file:
-        images = file["data"][:]
-        del file["data"]
-        file.create_dataset("data", data=images, chunks=True)
+    rewritten(data, chunks=True)
     loader = make(base={"max_images": 150}, num_workers=2)
     readers, read = [], loader.dataset.store.read
     monkeypatch.setattr(
@@ -221,10 +218,7 @@ def test_the_loader_is_configurable_by_scope():
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("chunks", [None, True])
 def test_a_gpu_gets_the_same_rows(data, chunks):
-    with h5py.File(data, "r+") as file:
-        images = file["data"][:]
-        del file["data"]
-        file.create_dataset("data", data=images, chunks=chunks)
+    rewritten(data, chunks=chunks)
     device = torch.accelerator.current_accelerator()
     loader = make(device=device, base={"max_images": 150})
     loader.augmentation = lambda images, targets, generator, views: ((images.float(),), targets)

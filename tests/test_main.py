@@ -46,7 +46,6 @@ def no_data(tmp_path, monkeypatch, typed) -> Path:
 # ---- mistakes -------------------------------------------------------------------------------
 
 SEE = "; see python main.py --help"
-PLAIN = "expected one number, True, False, None, text in quotes, or a list of these"
 
 # Command line -> its one line of stderr; {known} stands for a list of known names.
 WRONG = [
@@ -71,38 +70,10 @@ WRONG = [
     ("-p 'dataloader.batchsize=3'", "-p 'dataloader.batchsize=3': 'dataloader' has no "
                                     "parameter 'batchsize' - did you mean 'batch_size'? "
                                     "{known}"),
-    ("-p 'foo=3'", "-p 'foo=3': 'foo' is not of the form 'component.argument'"),
-    ("-p 'foo.bar=3'", "-p 'foo.bar=3': nothing is called 'foo' {known}"),
-    ("-p 'trian/dataloader.batch_size=3'", "-p 'trian/dataloader.batch_size=3': "
-     "'trian/dataloader' is never used - did you mean 'train/dataloader'? {known}"),
-    ("-p 'session.use_apex=True'", "-p 'session.use_apex=True': 'session.use_apex' is retired; "
-                                   "use session.precision = 'float16'"),
-    ("""-p 'dataloader.batch_size="128"'""", "-p 'dataloader.batch_size=\"128\"': "
-     "'dataloader.batch_size' takes int, not \"128\" (str); the default is 128"),
-    ("-p 'dataloader.batch_size=1.5'", "-p 'dataloader.batch_size=1.5': "
-                                       "'dataloader.batch_size' takes int, not 1.5 "
-                                       "(float); the default is 128"),
-    ("-p 'optimizer.lr=1e400'", "-p 'optimizer.lr=1e400': 'optimizer.lr' takes float, not inf "
-                                "(float); the default is 1.0"),
-    ("-p 'scheduler.milestones=5'", "-p 'scheduler.milestones=5': 'scheduler.milestones' takes "
-                                    "list[float], not 5 (int)"),
     ("-p 'scheduler.milestones=[5,2]'", "scheduler.milestones = [5.0, 2.0]: expected rising "
                                         "rounds, [5, 25]"),
     ("-p 'scheduler.target_lrs=[0,1]'", "scheduler.target_lrs = [0.0, 1.0]: 2 milestones need "
                                         "3 rates, the first at round 0"),
-    ("-p 'optimizer.optim_fn=SGD'", "-p 'optimizer.optim_fn=SGD': string values need quotes: "
-                                    "'optimizer.optim_fn = \"SGD\"'"),
-    ("-p 'augment.flip=true'", "-p 'augment.flip=true': write 'augment.flip = True'"),
-    ("-p 'session.seed=2+2'", f"-p 'session.seed=2+2': 2+2 is no value; {PLAIN}"),
-    ("-p 'session.seed=[1,'", "-p 'session.seed=[1,': cannot be parsed: a bracket or a quote "
-                              "is left open"),
-    ("-p 'dataloader.batch_size'", "-p 'dataloader.batch_size': expected 'name = value', as in "
-                                   "'dataloader.batch_size = 64'"),
-    ("-p 'import os'", "-p 'import os': expected 'name = value', as in "
-                       "'dataloader.batch_size = 64'"),
-    ("-p 'session.task=@RotateTask()'", "-p 'session.task=@RotateTask()': '@RotateTask': "
-                                        "references are not supported; name it in quotes"),
-    ("-p 'dataloader.batch_size=%N'", "%N is not defined"),
     ("""-p 'optimizer.optim_fn="Adem"'""", "-p 'optimizer.optim_fn=\"Adem\"': no optimizer is "
      "called 'Adem' - did you mean 'Adam'? {known}"),
     ("-p 'optimizer.momentum=0.9'", "optimizer: Adam takes no 'momentum' {known}"),
@@ -457,13 +428,6 @@ def test_a_strangers_plan_cannot_name_folders_elsewhere(name, typed, tmp_path, m
     monkeypatch.setattr(solo, "_run_one", lambda plan, name, *rest: started.append(name))
     code, _, err = typed("-e", "theirs", "--resume", "-l")
     assert not started and code == 2 and err.count("\n") == 1
-
-
-def test_a_damaged_plan_is_one_line(typed, tmp_path):
-    planned("mine")
-    (tmp_path / "exp/mine/plan.json").write_text('{"spec": [1, 2]}')
-    code, _, err = typed("-e", "mine", "--resume")
-    assert code == 2 and err.count("\n") == 1 and "plan.json is damaged" in err
 
 
 # ---- runs -----------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import gin
 import pytest
 import torch
 import torch.nn.functional as F
+from test_dense import output
+from test_losses import amdim_by_loops
 from torch.distributions import Normal, kl_divergence
 
 from selfstudy import registry
 from selfstudy.methods import amdim, cmc, vae
 from selfstudy.models.wrapper import Wrapper
-from selfstudy.types import Batch, DataInfo, Features, Output
+from selfstudy.types import Batch, DataInfo, Features
 from util.errors import UserError
 
 registry.discover()
@@ -35,14 +37,9 @@ def test_the_divergence_equals_torchs():
     assert vae.kl_to_normal(mean.bfloat16(), log_variance.bfloat16()).dtype == torch.float32
 
 
-def made_output(**selfsup):
-    nothing = torch.zeros(1)
-    return Output({}, selfsup, Features(nothing, nothing))
-
-
 def test_the_published_weight_is_that_of_a_mean_times_the_batch():
     mean, log_variance = torch.randn(2, 512, 6)
-    out = made_output(drawn=torch.randn(512, 3, 4, 4), truth=torch.randn(512, 3, 4, 4),
+    out = output({}, drawn=torch.randn(512, 3, 4, 4), truth=torch.randn(512, 3, 4, 4),
                       mean=mean, log_variance=log_variance)  # fmt: skip
     published = vae.VAETask(INFO, 1e-5, kl_sum_over_batch=True).pretext(None, out)
     ours = vae.VAETask(INFO, 0.00512).pretext(None, out)
@@ -173,16 +170,6 @@ def test_maps_come_from_the_last_stages(name, coarse, fine):
         assert feats[0].layers[coarse].shape[2] == 5 and feats[0].layers[fine].shape[2] == 7
 
 
-def nce_by_hand(source, target, clip):
-    """Each cell of an image's other view among all cells of all other images."""
-    losses, scores = [], torch.einsum("id,jdl->ijl", source, target) / source.shape[1] ** 0.5
-    clipped = clip * torch.tanh(scores / clip)
-    for i in range(len(source)):
-        others = torch.cat([clipped[i, j] for j in range(len(target)) if j != i])
-        losses += [-torch.cat((cell[None], others)).log_softmax(0)[0] for cell in clipped[i, i]]
-    return torch.stack(losses).mean(), 5e-2 * scores.square().mean()
-
-
 def test_six_pairs_are_compared():
     """Three kinds of pairs both ways, the cell of 'coarse' being each image's own choice."""
     task, cells = amdim.AMDIMTask(INFO, 4.0), torch.tensor([[3, 0, 24], [7, 7, 11]])
@@ -190,14 +177,14 @@ def test_six_pairs_are_compared():
             for view in (0, 1) for name, shape in (
                 ("global", (3, 6)), ("coarse", (3, 6, 25)), ("fine", (3, 6, 49)))}  # fmt: skip
     targets = {"cell0": cells[0], "cell1": cells[1]}
-    found = task.pretext(Batch((), targets, torch.arange(3)), made_output(**maps))
+    found = task.pretext(Batch((), targets, torch.arange(3)), output({}, **maps))
     nce = penalty = 0
     for a, b in ((0, 1), (1, 0)):
         one = torch.stack([maps[f"coarse{a}"][i, :, cells[a, i]] for i in range(3)])
         for source, target in ((maps[f"global{a}"], maps[f"coarse{b}"]),
                                (maps[f"global{a}"], maps[f"fine{b}"]),
                                (one, maps[f"coarse{b}"])):  # fmt: skip
-            loss, weight = nce_by_hand(source, target, 4.0)
+            loss, weight = amdim_by_loops(source, target, 4.0)
             nce, penalty = nce + loss / 2, penalty + weight / 2
     assert torch.allclose(found["nce"], nce, rtol=1e-6)
     assert torch.allclose(found["penalty"], penalty, rtol=1e-6)
@@ -298,7 +285,7 @@ def test_the_loss_is_cross_entropy_of_gathered_logits(exclude, monkeypatch):
         torch.autograd.grad(item, feats.pooled)[0] for item in (found["loss"], expected)
     ]
     assert torch.allclose(*gradients, rtol=1e-7, atol=1e-10)
-    metrics = cmc.CMCTask(INFO).pretext(batch, made_output(**found))
+    metrics = cmc.CMCTask(INFO).pretext(batch, output({}, **found))
     assert metrics["loss"] is found["loss"] and {"accuracy", "spread"} <= metrics.keys()
 
 

@@ -14,26 +14,7 @@ import paths
 from util.errors import UserError
 from util.mirror import VARIABLE, Mirror
 
-BUCKET = "studies"
 TRIAL = "grid/e_lr=0.1_0000"
-
-
-@pytest.fixture(scope="module")
-def server():
-    """An S3 server in this process, with a bucket."""
-    moto = pytest.importorskip("moto.server", reason="needs moto[server]: pip install '.[dev]'")
-    boto3 = pytest.importorskip("boto3", reason="needs boto3: pip install '.[dev]'")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
-        client.create_bucket(Bucket=BUCKET)
-        yield SimpleNamespace(address=f"{host}:{port}", url=url, client=client)
-        server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -47,13 +28,8 @@ def exp_dir(tmp_path, monkeypatch):
 def mirror(request, tmp_path, monkeypatch):
     """A mirror of each kind, named by the environment as a user would."""
     uri = f"file://{tmp_path}/mirror"
-    if request.param != "file":
-        server = request.getfixturevalue("server")
-        uri = f"s3://{BUCKET}/{tmp_path.name}"
-        if request.param == "s3":
-            uri += f"?endpoint_override={server.address}&scheme=http"
-        else:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    if request.param == "s3":
+        uri = request.getfixturevalue("server").uri(f"studies/{tmp_path.name}")
     monkeypatch.setenv(VARIABLE, uri)
     return Mirror.from_environment()
 
@@ -407,13 +383,11 @@ def test_a_mirror_that_fails_is_an_os_error(mirror, exp_dir):
 
 
 @pytest.mark.parametrize("name", ["../evil", "e_1/../../evil", "/etc/evil"])
-def test_names_that_lead_out_are_refused(request, tmp_path, monkeypatch, name):
-    server = request.getfixturevalue("server")
+def test_names_that_lead_out_are_refused(server, tmp_path, monkeypatch, name):
     root = tmp_path.name
-    uri = f"s3://{BUCKET}/{root}?endpoint_override={server.address}&scheme=http"
-    monkeypatch.setenv(VARIABLE, uri)
+    monkeypatch.setenv(VARIABLE, server.uri(f"studies/{root}"))
     for key in ("plan.json", name):
-        server.client.put_object(Bucket=BUCKET, Key=f"{root}/grid/{key}", Body=b"{}")
+        server.client.put_object(Bucket="studies", Key=f"{root}/grid/{key}", Body=b"{}")
     with pytest.raises(UserError, match="nothing was downloaded"):
         Mirror.from_environment().download("grid")
     assert not paths.EXP_DIR.exists() and not list(tmp_path.rglob("*evil*"))
@@ -476,8 +450,7 @@ def test_a_useless_mirror_is_one_line_within_seconds(monkeypatch, uri, why):
 
 
 def test_a_bucket_that_is_not_there_is_named(server, monkeypatch):
-    uri = f"s3://absent-bucket/p?endpoint_override={server.address}&scheme=http"
-    monkeypatch.setenv(VARIABLE, uri)
+    monkeypatch.setenv(VARIABLE, server.uri("absent-bucket/p"))
     with pytest.raises(UserError, match="there is no bucket 'absent-bucket'"):
         Mirror.from_environment()
 

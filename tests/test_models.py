@@ -50,11 +50,11 @@ def test_deep_networks_have_torchvisions_weights(choice):
         theirs = getattr(torchvision.models, choice)()
     mine = {name: tuple(item.shape) for name, item in ours.state_dict().items()}
     assert mine == {
-        _ours(name): tuple(item.shape) for name, item in theirs.state_dict().items()
+        our_name(name): tuple(item.shape) for name, item in theirs.state_dict().items()
     }
 
 
-def _ours(name: str) -> str:
+def our_name(name: str) -> str:
     """A name of torchvision's in our stages."""
     first, _, rest = name.partition(".")
     if first in ("conv1", "bn1"):
@@ -71,7 +71,7 @@ def test_deep_networks_compute_what_torchvisions_do(choice, dilate):
     options = {"replace_stride_with_dilation": dilate} if dilate else {}
     theirs = getattr(torchvision.models, choice)(**options).eval()
     ours = ResNet(3, choice, out_feats=1000, **options | {"width": 1.0}).eval()
-    ours.load_state_dict({_ours(name): item for name, item in theirs.state_dict().items()})
+    ours.load_state_dict({our_name(name): item for name, item in theirs.state_dict().items()})
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(ours(images).pooled, theirs(images), atol=1e-4)

@@ -24,6 +24,8 @@ from selfstudy.tasks.classify import ClassifyTask
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
 
+registry.discover()
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 SMALL = (
     "ResNet.width = 0.125",
@@ -33,11 +35,6 @@ SMALL = (
     "scheduler.milestones = [1, 2]",
     "dataloader.batch_size = 32",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def discovered():
-    registry.discover()
 
 
 def clouds(count=400, dims=16, classes=5):

@@ -1,6 +1,7 @@
 """Contact sheets and predictions of real, tiny trials."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -87,12 +88,8 @@ def test_trials_without_a_checkpoint_are_told(trained, call):
     folder = trained("first", "digits/r9/classify")
     code, out, _ = call(tool.main, "first")
     assert code == 0 and "first/e_0000/pictures/views.png" in out
-    for path in folder.glob("checkpoint_*/card.json"):
-        path.unlink()
-    for path in folder.glob("checkpoint_*/*"):
-        path.unlink()
     for path in folder.glob("checkpoint_*"):
-        path.rmdir()
+        shutil.rmtree(path)
     code, _, err = call(tool.main, "first")
     assert code == 2 and "-c saves one" in err
 

@@ -1,4 +1,4 @@
-"""The README's commands are checked, those under '<!-- run -->' run, and its links lead on."""
+"""The README's commands are checked, and those under '<!-- run -->' run."""
 
 import re
 import shlex
@@ -76,9 +76,3 @@ def test_make_has_the_targets():
     for words in COMMANDS:
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
-
-
-def test_the_figure_and_all_linked_files_exist():
-    links = re.findall(r"\]\(([^)#]+)", README)
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
-    assert links and missing == []

@@ -7,8 +7,7 @@ import os
 import random
 import shutil
 import string
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,7 @@ import paths
 from util import checkpoints, relocate
 from util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 BY_CHOICE = "{cfg[SynDataset.dataset_choice]}"
-
-
-@pytest.fixture(autouse=True)
-def exp_dir(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "EXP_DIR", tmp_path / "exp")
-    (tmp_path / "exp").mkdir()
-    return tmp_path / "exp"
 
 
 def checkpoint(trial: Path, number: int, config=None, overrides=None, **metrics) -> Path:
@@ -478,48 +469,35 @@ def test_a_later_round_of_the_same_trial_needs_overwrite(exp_dir):
 # ---- the command ----------------------------------------------------------------------------
 
 
-def command(exp_dir: Path, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "misc/move_snapshots.py"), *words],
-        env={**os.environ, "SELFSTUDY_EXP": str(exp_dir)},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+@pytest.fixture
+def command(cli):
+    """Runs `misc/move_snapshots.py` with these words in a process of its own."""
+    return partial(cli, script="misc/move_snapshots.py")
 
 
-def test_the_command_lists_and_moves(exp_dir, tmp_path):
+def test_the_command_lists_and_moves(command, exp_dir, tmp_path):
     choices(exp_dir, "one", "two")
     trial(exp_dir, "young", numbers=())
     (tmp_path / "util.py").write_text("raise SystemExit('the wrong util')")
     before = tree(exp_dir)
-    dry = command(exp_dir, "-e", "grid", "-p", BY_CHOICE, cwd=tmp_path)
-    assert dry.returncode == 0 and tree(exp_dir) == before, dry.stderr
-    assert dry.stdout.splitlines() == [
+    dry = command("-e", "grid", "-p", BY_CHOICE)
+    assert dry.code == 0 and tree(exp_dir) == before, dry.err
+    assert not {"torch", "ray", "gin", "numpy", "h5py"} & dry.modules
+    assert dry.out.splitlines() == [
         "Skipping: grid/e_young: no whole checkpoint with a round",
         "Moving from: grid/e_one/checkpoint_000010 to: grid/one",
         "Moving from: grid/e_two/checkpoint_000010 to: grid/two",
         "Nothing was moved; add -m to move them.",
     ]
-    wet = command(exp_dir, "-e", "grid", "-p", BY_CHOICE, "-m")
-    assert wet.stdout.splitlines() == dry.stdout.splitlines()[:-1]
+    wet = command("-e", "grid", "-p", BY_CHOICE, "-m")
+    assert wet.out.splitlines() == dry.out.splitlines()[:-1]
     assert checkpoints.check(exp_dir / "grid/one") and checkpoints.check(exp_dir / "grid/two")
 
 
-def test_the_command_reports_errors_in_one_line(exp_dir):
+def test_the_command_reports_errors_in_one_line(command, exp_dir):
     choices(exp_dir, "one", "two")
-    done = command(exp_dir, "-e", "grid", "-p", "same", "-m")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    done = command("-e", "grid", "-p", "same", "-m")
+    assert done.code == 2 and done.out == ""
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
     (exp_dir / "grid/one").mkdir()
-    assert command(exp_dir, "-e", "grid", "-p", BY_CHOICE).returncode == 4
-
-
-def test_the_command_imports_no_torch():
-    code = "import sys; sys.path[0] = 'misc'; import move_snapshots; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert not {"torch", "ray", "gin", "numpy", "h5py"} & set(done.stdout.split())
+    assert command("-e", "grid", "-p", BY_CHOICE).code == 4

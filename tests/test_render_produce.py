@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from worlds import Fake, surroundings
 
 import paths
+from bench.storm import processes, quiet, until
 from selfstudy.render import chunks, produce
 from util import fetch, files, hdf5, parts, workers
 from util.errors import UserError
@@ -117,18 +117,6 @@ def test_many_processes_make_the_same_bytes(whole, tmp_path, capfd):
     assert capfd.readouterr().err == f"rendering {path} ({IMAGES})\n"
 
 
-def children(text):
-    """Processes with this text in their environment (Linux)."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if text.encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
 SLOW = """
 import sys; sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
@@ -147,7 +135,7 @@ def start_slowly(path):
         str(paths.ROOT / "tests"),
         str(path),
     ]
-    environment = os.environ | {"MARK": str(path)}
+    environment = os.environ | {"SELFSTUDY_EXP": str(path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip
     end = time.monotonic() + 60
@@ -157,21 +145,14 @@ def start_slowly(path):
     return process
 
 
-def no_orphans(path):
-    end = time.monotonic() + 10
-    while left := children(f"MARK={path}"):
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_killed_and_continued_is_as_in_one_go(whole, tmp_path, capfd):
     path = tmp_path / "x.h5"
     process = start_slowly(path)
-    assert len(children(f"MARK={path}")) == 3
+    assert len(list(processes(path))) == 3
     process.kill()
     process.communicate()
-    no_orphans(path)
+    assert quiet(path, 10) == []
     assert not path.exists() and 2 <= pieces(path) < 12
     with ledger(path).open("a") as file:
         file.write('{"rows": [0, ')  # a line that was cut
@@ -188,7 +169,7 @@ def test_ctrl_c_ends_all_processes_at_once(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT and err.count("Traceback") == 1
-    assert children(f"MARK={path}") == [] and pieces(path) >= 2
+    assert list(processes(path)) == [] and pieces(path) >= 2
 
 
 def interrupted_after(count, monkeypatch, path):
@@ -369,15 +350,12 @@ print(dict(workers.spread(worlds.sleep, None, [0, 0, 300, 300], 2)))
 def test_no_process_outlives_its_parent_in_the_middle_of_a_task(tmp_path):
     tests = str(paths.ROOT / "tests")
     command = [sys.executable, "-c", SLEEPERS, str(paths.ROOT), tests]
-    parent = subprocess.Popen(command, env=os.environ | {"MARK": str(tmp_path)})
-    end = time.monotonic() + 30
-    while len(children(f"MARK={tmp_path}")) < 3:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    parent = subprocess.Popen(command, env=os.environ | {"SELFSTUDY_EXP": str(tmp_path)})
+    assert until(lambda: len(list(processes(tmp_path))) == 3, 30)
     time.sleep(1)  # they are asleep by now
     parent.kill()
     parent.wait()
-    no_orphans(tmp_path)
+    assert quiet(tmp_path, 10) == []
 
 
 def test_few_results_wait():

@@ -59,9 +59,6 @@ class Tree(HTMLParser):
     def all(self, name: str) -> list[dict]:
         return [attrs for tag, attrs in self.tags if tag == name]
 
-    def rows(self, chapter: str) -> str:
-        return self.texts[chapter]
-
 
 def line(number: int, rounds: int, **more) -> dict:
     return {"round": number, "training_iteration": number, "rounds": rounds,

@@ -464,10 +464,7 @@ def test_the_command_of_a_trial_that_chose_its_files_names_them(exp_dir):
     rows = [{"name": "e_0000", "overrides": {"include": ["digits/r9/vae", "base/frozen"],
                                              "session.seed": 1}},
             {"name": "e_0001", "overrides": {"include": "-r evil"}}]  # fmt: skip
-    plan = {"schema": 1, "exp_id": "x", "ray": "r", "command": "", "exp_args": {}, "rows": rows,
-            "spec": {"gin": [], "params": []}}  # fmt: skip
-    (exp_dir / "x").mkdir(parents=True)
-    (exp_dir / "x/plan.json").write_text(json.dumps(plan))
+    plan(exp_dir / "x", rows, spec={"gin": [], "params": []})
     found = results.read("x")
     line, _ = tool.command(found, found.trials[0])
     assert line == "python main.py -g digits/r9/vae base/frozen -p 'session.seed = 1'"

@@ -9,34 +9,25 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from test_encoder import trained as train
 from torch import nn
 
 import paths
 from misc import save_network_output as tool
-from selfstudy import configure, registry, snapshot
+from selfstudy import registry, snapshot
 from selfstudy.datasets.base import BaseDataset, Store
 from selfstudy.datasets.digits import DigitsDataset
 from selfstudy.evaluate import features, logistic
 from selfstudy.evaluate.encoder import Encoder
-from selfstudy.session import Session
 from util.errors import UserError
 
 registry.discover()
-TINY = (
-    "ResNet.width = 0.125", "ResNet.out_feats = 16", "scheduler.milestones = [1, 4]",
-    "session.train_iters = 6", "dataloader.batch_size = 32", "BaseDataset.input_res = 16",
-)  # fmt: skip
 
 
 def trained(name, *params, file="digits/r9/rotate"):
     """A snapshot after one round."""
-    configure.load(configure.Spec((file,), (*TINY, *params)))
-    session = Session(torch.device("cpu"))
-    session.round()
-    folder = paths.EXP_DIR / name
-    snapshot.save(folder, session.state_dict(), configure.operative_text(), {"round": 1})
-    gin.clear_config()
-    return folder
+    train(file, name, *params)
+    return paths.EXP_DIR / name
 
 
 @pytest.fixture

@@ -266,23 +266,6 @@ def test_asha_compares_with_what_ended_before_the_restart(planned):
     assert made.on_trial_result(None, fresh, result) == "STOP"  # below the median of five
 
 
-def test_the_median_rule_remembers_too(planned):
-    plan = planned(total=4)
-    asked = searching(plan)
-    for name in "abcd":
-        asked.suggest(name)
-    for row in plan.rows[:3]:
-        score(plan, row, 0.8)
-    made = search.scheduler({"scheduler": {"name": "median_stopping", "grace_period": 1,
-                                           "time_attr": "training_iteration"}})  # fmt: skip
-    made.set_search_properties("mean_accuracy", "max")
-    search.remember(plan, made, lambda trial: trial.config["number"])
-    fresh = Running(3)
-    made.on_trial_add(None, fresh)
-    result = {"training_iteration": 1, "mean_accuracy": 0.5}
-    assert made.on_trial_result(None, fresh, result) == "STOP"
-
-
 def test_others_begin_anew(planned):
     plan = planned()
     made = search.scheduler({"scheduler": "hyperband"})

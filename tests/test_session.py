@@ -1,29 +1,19 @@
 """A session on real digits: it learns, resumes bit for bit, and obeys its settings."""
 
-import gin
 import pytest
 import torch
 
-import paths
 from selfstudy import configure, registry, snapshot
 from selfstudy.loader import derived_seed
 from selfstudy.session import Session
 from util.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("folders")
 registry.discover()
 TINY = (
     "ResNet.width = 0.125", "scheduler.milestones = [1, 4]", "session.train_iters = 6",
     "dataloader.batch_size = 32", "BaseDataset.input_res = 16",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch, shared_data):
-    monkeypatch.setattr(paths, "DATA_DIR", shared_data)
-    monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
-    torch.set_num_threads(1)
-    yield
-    gin.clear_config()
 
 
 def session(*params, files=("digits/r9/classify",)):
@@ -120,18 +110,18 @@ def test_restore_session_continues_in_full(tmp_path):
     first = session()
     first.round()
     snapshot.save(tmp_path / "exp" / "one", first.state_dict(), "", {})
-    second = session('session.restore_session = "exp/one"')
+    second = session('session.restore_session = "one"')
     assert second.rounds_done == 1 and second.steps == 6
     assert numbers(first.round()) == numbers(second.round())
-    with pytest.raises(UserError, match="did you mean 'exp/one'"):
-        session('session.restore_session = "exp/oen"')
+    with pytest.raises(UserError, match="did you mean 'one'"):
+        session('session.restore_session = "oen"')
 
 
 def test_pretrained_brings_the_encoder_and_leaves_the_probes(tmp_path):
     pretext = session(files=("digits/r9/rotate",))
     pretext.round()
     snapshot.save(tmp_path / "exp" / "rot", pretext.state_dict(), "", {})
-    fine = session('Wrapper.pretrained = "exp/rot"')
+    fine = session('Wrapper.pretrained = "rot"')
     source, target = pretext.model.state_dict(), fine.model.state_dict()
     for name, item in target.items():
         assert torch.equal(item, source[name]) is (name.startswith("backbone.encoder.")) or (
@@ -141,7 +131,7 @@ def test_pretrained_brings_the_encoder_and_leaves_the_probes(tmp_path):
     assert "2 left out, not in the model (backbone.angle.weight" in report
     assert "10 start anew" in report and "10 of its probes left out" in report
     with pytest.raises(UserError, match="does not fit the model"):
-        session('Wrapper.pretrained = "exp/rot"', "ResNet.width = 0.25")
+        session('Wrapper.pretrained = "rot"', "ResNet.width = 0.25")
 
 
 def test_bfloat16_and_channels_last():

@@ -11,12 +11,12 @@ from PIL import Image
 
 import paths
 from selfstudy.datasets import stl10
+from selfstudy.datasets.base import SPLITS
 from selfstudy.datasets.imagenet import ImageNetDataset
 from selfstudy.datasets.prepare import resized
 from selfstudy.datasets.stl10 import STL10Dataset
 from util.errors import UserError
 
-SPLITS = ("train", "valid", "test")
 COUNTS = {"unlabelled": 30, "train": 40, "test": 20}
 
 

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import gin
 import pytest
 
 import paths
-from selfstudy import cluster, configure, devices, registry, rehearsal, trial
+from bench.storm import TIMING, processes, until, workers
+from selfstudy import configure, devices
 from selfstudy import plan as plans
 from selfstudy.trial import Rules, Trial
 from util import files
@@ -40,9 +40,8 @@ def main(*flags, **more):
 
 
 def numbers(folder):
-    timed = ("images_per_s", "round_s", "total_s", "time", "memory_mb")
     rows = files.read_lines(folder / paths.RESULT)
-    return [{key: item for key, item in row.items() if key not in timed} for row in rows]
+    return [{key: item for key, item in row.items() if key not in TIMING} for row in rows]
 
 
 def test_a_trial_leaves_what_is_promised(experiments):
@@ -90,19 +89,6 @@ def test_stop_rules_end_a_trial(experiments):
     assert one.done
 
 
-def test_checks_find_what_cannot_work(experiments):
-    registry.discover()
-    for params, text in (
-        (("ResNet.feat_layer = 9",), "feat_layer"),
-        (("Wrapper.out_classes = [3]",), "10 classes"),
-        (("session.task = 'RotateTask'",), "needs Wrapper.model_choice = 'rotate'"),
-        (("session.train_iters = 0",), "train_iters"),
-        (("BaseDataset.semisupervised = 99999",), "semisupervised"),
-    ):
-        with pytest.raises(trial.UserError, match=text):
-            rehearsal.check(configure.Spec(SPEC.gin, params), {})
-
-
 @pytest.mark.filterwarnings("ignore")  # Ray warns of the older form
 def test_search_spaces_are_drawn_as_ray_would():
     from ray import tune
@@ -121,12 +107,6 @@ def test_search_spaces_are_drawn_as_ray_would():
         (1, 10, 1.5), (2, 20, 2.5), (1, 10, 1.5), (2, 20, 2.5)]  # fmt: skip
     assert len({one["g.h"] for one in drawn}) == 4 and drawn == search.variants(space, 2)
     assert all(one["i.j"] == [1, [2, None]] for one in drawn)
-
-
-def test_an_address_where_nothing_listens_is_refused_at_once():
-
-    with pytest.raises(trial.UserError, match="no Ray cluster at '127.0.0.1:9'"):
-        cluster.check_address("127.0.0.1:9")
 
 
 def test_ray_and_local_runs_give_the_same_rows_and_resume(experiments):
@@ -167,14 +147,10 @@ def test_a_killed_worker_is_continued(experiments):
     run = subprocess.Popen([sys.executable, str(paths.ROOT / "main.py"), *flags], text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     results = experiments / "kill" / "e_0000" / paths.RESULT
-    deadline = time.monotonic() + 120
-    while len(files.read_lines(results)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    workers = [
-        pid for pid, line in processes(experiments) if "ray::" in line and "Trainable" in line
-    ]
-    assert workers, "no worker was found"
-    os.kill(workers[0], signal.SIGKILL)
+    until(lambda: len(files.read_lines(results)) >= 3, 120)
+    found = workers(experiments)
+    assert found, "no worker was found"
+    os.kill(found[0], signal.SIGKILL)
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, err
     assert "e_0000: its worker died, killed or out of memory" in err and "it continues" in err
@@ -189,16 +165,3 @@ def test_a_trial_that_cannot_go_on_is_told_in_one_line_and_with_code_3(experimen
     failed = [line for line in done.stderr.splitlines() if line.startswith("e_0000 failed: ")]
     assert len(failed) == 1 and "more than 1 value per channel" in failed[0]
     assert "Traceback" in (experiments / "bad" / "e_0000" / paths.ERROR).read_text()
-
-
-def processes(experiments):
-    """Process id and command line of what runs on this test's experiments, no other's."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                if f"SELFSTUDY_EXP={experiments}".encode() not in file.read().split(b"\0"):
-                    continue
-            with open(f"/proc/{name}/cmdline") as file:
-                yield int(name), file.read().replace("\0", " ")
-        except OSError:
-            continue

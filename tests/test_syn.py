@@ -15,7 +15,7 @@ from worlds import Fake
 import paths
 from misc import data as tool
 from misc import render as command
-from selfstudy.datasets.base import BaseDataset, NotPrepared
+from selfstudy.datasets.base import SPLITS, BaseDataset, NotPrepared
 from selfstudy.datasets.syn import SynDataset, default_world
 from selfstudy.loader import Loader
 from selfstudy.render import chunks, produce, textures, world
@@ -23,21 +23,18 @@ from selfstudy.render.world import World
 from util import hdf5
 from util.errors import UserError
 
-SPLITS = ("train", "valid", "test")
 RES = 16
 
 
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path, monkeypatch):
-    gin.clear_config()
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path)
     gin.bind_parameter("BaseDataset.input_res", RES)
     bank = textures.Bank(
         np.random.RandomState(0).randint(0, 256, (24, 8, 8, 3)).astype("uint8")
     )
     monkeypatch.setattr(textures, "procedural", lambda cache: bank)  # that takes seconds
-    yield tmp_path
-    gin.clear_config()
+    return tmp_path
 
 
 def rendered(folder, name="1111", images=240, **options):

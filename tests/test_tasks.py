@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from test_dense import output
 
 from selfstudy import registry
-from selfstudy.types import Batch, DataInfo, Features, Output
+from selfstudy.types import Batch, DataInfo
 from util.errors import UserError
 
 registry.discover()
@@ -17,11 +18,6 @@ INFO = DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {"train": 8}, {"c
 def batch(n=8, size=16):
     images = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
     return Batch((images,), {"class": torch.arange(n) % 10}, torch.arange(n))
-
-
-def output(logits):
-    nothing = torch.zeros(1)
-    return Output(logits, {}, Features(nothing, nothing))
 
 
 def test_classify_is_the_mean_cross_entropy_of_the_heads():

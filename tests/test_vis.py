@@ -1,11 +1,11 @@
 """The published names of `util.vis`: each number is what its definition says."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from test_results import trial
 
 import paths
 from util import vis
@@ -18,13 +18,6 @@ AMOUNTS = (100, 1000)
 
 def line(number: int, train: float, valid: float, **more) -> dict:
     return {"round": number, "train_accuracy": train, "valid_accuracy": valid} | more
-
-
-def write_trial(folder: Path, name: str, params: dict, lines: list) -> None:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "params.json").write_text(json.dumps(params))
-    text = "".join(json.dumps(one) + "\n" for one in lines)
-    (folder / name / "result.json").write_text(text)
 
 
 @pytest.fixture
@@ -42,9 +35,9 @@ def folder(tmp_path, monkeypatch) -> Path:
                 }  # fmt: skip
                 valid = 0.2 + 0.1 * ds + 0.4 * at + 0.02 * seed
                 lines = [line(1, 0.1, 0.1), line(2, 0.9, valid, test_accuracy=0.5)]
-                write_trial(tmp_path / "old", f"e_{number:02d}", params, lines)
+                trial(tmp_path / "old", f"e_{number:02d}", params, lines)
                 number += 1
-    write_trial(tmp_path / "old", "e_99", {"SynDataset.dataset_choice": SETS[0]}, [])
+    trial(tmp_path / "old", "e_99", {"SynDataset.dataset_choice": SETS[0]}, [])
     return tmp_path / "old"
 
 
@@ -102,14 +95,14 @@ def test_parameters_by_own_rules(result):
 
 
 def test_parameters_with_one_leaf_name_keep_their_full_names(folder):
-    write_trial(folder.parent / "two", "e_0", {"a.lr": 1, "b.lr": 2}, [line(1, 0.5, 0.5)])
+    trial(folder.parent / "two", "e_0", {"a.lr": 1, "b.lr": 2}, [line(1, 0.5, 0.5)])
     assert vis.ExperimentResult("two").param_keys == ["a.lr", "b.lr"]
 
 
 def test_lines_of_old_count_their_iterations(folder):
     lines = [{"training_iteration": at, "train_accuracy": at / 10, "valid_accuracy": at / 20}
              for at in (1, 2, 3)]  # fmt: skip
-    write_trial(folder.parent / "ancient", "e_0", {"lr": 1}, lines)
+    trial(folder.parent / "ancient", "e_0", {"lr": 1}, lines)
     old = vis.ExperimentResult(folder.parent / "ancient")
     assert old.exp_lens.tolist() == [3]
     np.testing.assert_allclose(old.acc, [[30, 15]])
@@ -143,7 +136,7 @@ def test_arrays_have_an_axis_a_parameter(result):
 def test_cells_without_a_trial_are_nan(folder):
     for name, lr, size in (("e_0", 1, 1), ("e_1", 2, 2)):
         params = {"a.lr": lr, "a.size": size}
-        write_trial(folder.parent / "gap", name, params, [line(1, 0.5, lr / 4)])
+        trial(folder.parent / "gap", name, params, [line(1, 0.5, lr / 4)])
     mean, std, _ = vis.ExperimentResult("gap").organize_as_arr()
     np.testing.assert_allclose(mean[..., 1], [[25, np.nan], [np.nan, 50]])
     np.testing.assert_allclose(std[..., 1], [[0, np.nan], [np.nan, 0]])

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from util.errors import UserError
 from util.progress import clock
@@ -95,21 +96,26 @@ def fetch(url: str, path: Path, md5: str, advice: str) -> None:
 
 
 def _connect(url: str):
-    """The open response; in a thread, because name look-ups ignore every time limit."""
-    found = []
+    """The open response."""
+    return within(CONNECT_SECONDS, lambda: urllib.request.urlopen(url, timeout=CONNECT_SECONDS))
 
-    def open_url() -> None:
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What `call` returns; in a thread, because name look-ups ignore every time limit."""
+    found: list[Any] = []
+
+    def run() -> None:
         try:
-            found.append(urllib.request.urlopen(url, timeout=CONNECT_SECONDS))
-        except OSError as error:
+            found.append(call())
+        except Exception as error:  # handed on to the caller
             found.append(error)
 
-    thread = threading.Thread(target=open_url, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(CONNECT_SECONDS)
+    thread.join(seconds)
     if not found:
-        raise OSError("no answer")
-    if isinstance(found[0], OSError):
+        raise OSError(f"no answer within {seconds:g} seconds")
+    if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
 

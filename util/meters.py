@@ -3,17 +3,16 @@
 import torch
 from torch import Tensor
 
+KEEP = 0.95  # share of the old value that a running mean keeps at each update, as published
+
 
 class RunningMean:
     """Exponential running mean of several metrics, as logged while training.
 
-    Args:
-        keep: share of the old value kept at each update (published: 0.95); the first value
-            starts the mean.
+    The first value starts the mean.
     """
 
-    def __init__(self, keep: float = 0.95):
-        self.keep = keep
+    def __init__(self):
         self.names: list[str] = []
         self.values: Tensor | None = None
 
@@ -23,7 +22,7 @@ class RunningMean:
         if self.values is None or list(metrics) != self.names:
             self.names, self.values = list(metrics), new
         else:
-            self.values = torch.lerp(new, self.values, self.keep)
+            self.values = torch.lerp(new, self.values, KEEP)
 
     def state_dict(self) -> dict:
         """Names and values, to continue from."""

@@ -11,10 +11,9 @@ import contextlib
 import os
 import re
 import shutil
-import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import paths
 from util.checkpoints import FILES, check, checkpoints, is_snapshot, is_trial, under_experiments
 from util.errors import UserError, printable
+from util.fetch import within
 from util.files import sync_folder
 
 VARIABLE = "SELFSTUDY_MIRROR"
@@ -58,7 +58,7 @@ class Mirror:
         if not uri:
             return None
         try:
-            return _within(SECONDS, lambda: cls._open(uri))
+            return within(SECONDS, lambda: cls._open(uri))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{VARIABLE}={_without_secrets(uri)} cannot be used: "
@@ -442,26 +442,6 @@ def _verifies(folder: Path) -> bool:
 
 
 # ---- reaching it ----------------------------------------------------------------------------
-
-
-def _within(seconds: float, call: Callable[[], Mirror]) -> Mirror:
-    """What `call` returns; in a thread, because name look-ups ignore every time limit."""
-    found: list[Mirror | Exception] = []
-
-    def run() -> None:
-        try:
-            found.append(call())
-        except Exception as error:  # handed on to the caller
-            found.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not found:
-        raise OSError(f"no answer within {seconds:g} seconds")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
 
 
 @contextlib.contextmanager

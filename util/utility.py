@@ -39,17 +39,16 @@ class Utility:
     high: np.ndarray
 
 
-def monotone(values: Sequence[float], weights: Sequence[float] | None = None) -> np.ndarray:
+def monotone(values: Sequence[float], weights: Sequence[float]) -> np.ndarray:
     """The nearest curve that never falls, by pooling adjacent violators.
 
     Args:
         values: [n].
-        weights: [n] positive, such as numbers of repeats; None weighs all alike.
+        weights: [n] positive, such as numbers of repeats.
 
     Returns:
         [n], what minimises sum w (fit - value)^2 among fits that never fall (Ayer et al. 1955).
     """
-    weights = np.ones(len(values)) if weights is None else weights
     pools: list[list[float]] = []  # of each its mean, weight and number of values
     for value, weight in zip(values, weights, strict=True):
         pools.append([float(value), float(weight), 1])
@@ -136,16 +135,12 @@ def utility(
     return Utility(labels, equal, equal / labels - 1, bound, low, high)
 
 
-def interval(
-    values: Sequence[float], coverage: float = 0.95, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over repeats.
+def interval(values: Sequence[float], coverage: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over repeats, of the same 1000 draws each time.
 
     Args:
         values: [n] one a repeat.
         coverage: of the interval.
-        draws: of n values each, with replacement.
-        seed: of the draws.
 
     Returns:
         Its lower and upper end; NaN for fewer than two values, or one that is not finite.
@@ -153,7 +148,7 @@ def interval(
     found = np.asarray(values, float).ravel()
     if len(found) < 2 or not np.isfinite(found).all():
         return np.nan, np.nan
-    picks = np.random.default_rng(seed).integers(len(found), size=(draws, len(found)))
+    picks = np.random.default_rng(0).integers(len(found), size=(1000, len(found)))
     tail = (1 - coverage) / 2
     with np.errstate(over="ignore", invalid="ignore"):  # of a stranger's numbers
         low, high = np.quantile(found[picks].mean(axis=1), [tail, 1 - tail])

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from util import files, sheets
-from util.errors import UserError, printable
+from util.errors import UserError, nearest, printable
 
 if TYPE_CHECKING:
     import pandas
@@ -167,6 +167,16 @@ def repeats(fewest: int, most: int) -> str:
     return f"mean of n = {number} repeats, shaded: its 95 % bootstrap interval"
 
 
+def check_metric(metric: str, frame: "pandas.DataFrame") -> None:
+    """Refuse a metric that is no column.
+
+    Raises:
+        UserError: no trial has it.
+    """
+    if metric not in frame:
+        raise UserError(f"no trial has a metric '{metric}'{nearest(metric, list(frame))}")
+
+
 def short(amount: float) -> str:
     """A number of labels in few characters, such as 250, 4k and 1.5M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
@@ -175,13 +185,15 @@ def short(amount: float) -> str:
     return f"{amount:g}"
 
 
-def label_ticks(ax: Axes, amounts: Iterable[float], apart: float = 0.09) -> None:
+APART = 0.09  # the smallest distance of two ticks, as a share of the axis
+
+
+def label_ticks(ax: Axes, amounts: Iterable[float]) -> None:
     """A log axis with ticks at these numbers, as many as do not overlap.
 
     Args:
         ax: the axes.
         amounts: positive numbers.
-        apart: the smallest distance of two ticks, as a share of the axis.
     """
     amounts = sorted(set(amounts))
     if not amounts:
@@ -190,7 +202,7 @@ def label_ticks(ax: Axes, amounts: Iterable[float], apart: float = 0.09) -> None
     width = math.log(amounts[-1] / amounts[0]) or 1.0
     kept: list[float] = []
     for amount in amounts:
-        if not kept or math.log(amount / kept[-1]) / width >= apart:
+        if not kept or math.log(amount / kept[-1]) / width >= APART:
             kept.append(amount)
     ax.set_xticks(kept, [short(amount) for amount in kept])
     ax.set_xticks([], minor=True)

@@ -24,14 +24,9 @@ if TYPE_CHECKING:
 MANY = 14  # lines that a legend can still tell apart
 
 
-def _known(metric: str, frame: "pandas.DataFrame") -> None:
-    if metric not in frame:
-        raise UserError(f"no trial has a metric '{metric}'{nearest(metric, list(frame))}")
-
-
-def _title(ax: Axes, panel: str, told: str = "") -> None:
+def _title(ax: Axes, panel: str) -> None:
     with canvas.settings():
-        ax.set_title(" ".join(part for part in (canvas.text(panel), told) if part))
+        ax.set_title(canvas.text(panel))
 
 
 # ---- label efficiency -----------------------------------------------------------------------
@@ -215,7 +210,7 @@ def training(
     """
     import pandas
 
-    _known(metric, rounds)
+    canvas.check_metric(metric, rounds)
     keys = ["exp", "trial"]
     if by and by not in rounds:
         if trials is None or by not in trials:

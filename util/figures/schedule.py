@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from util import results
-from util.errors import UserError, nearest
 from util.figures import canvas
 from util.figures.canvas import BLACK, CODES, GREY, INK
 from util.figures.slots import LATEST, Bar, Elapsed, bars, packed
@@ -57,8 +56,7 @@ def rungs(
     """
     import pandas
 
-    if metric not in rounds:
-        raise UserError(f"no trial has a metric '{metric}'{nearest(metric, list(rounds))}")
+    canvas.check_metric(metric, rounds)
     ran = frame[frame["round"] > 0]
     stopped = ran[ran.status == "stopped"]
     at = sorted(set(stopped["round"].astype(int))) if at is None else sorted(at)

@@ -1,4 +1,4 @@
-"""Figures of searches: which parameters were tried, which matter, what early stopping did.
+"""Figures of searches: which parameters were tried, and which matter.
 
 `util.figures` has them too, with what is said there of `save`.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from util.errors import UserError, nearest
+from util.errors import UserError
 from util.figures import canvas
 from util.figures.canvas import BLACK, GREY
 from util.progress import headings, setting
@@ -123,8 +123,7 @@ def measured(frame: "pandas.DataFrame", metric: str) -> np.ndarray:
     """
     import pandas
 
-    if metric not in frame:
-        raise UserError(f"no trial has a metric '{metric}'{nearest(metric, list(frame))}")
+    canvas.check_metric(metric, frame)
     values = pandas.to_numeric(frame[metric], errors="coerce").to_numpy(float)
     return np.where(np.isfinite(values), values, np.nan)
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from util.errors import UserError, nearest
 from util.figures import canvas
 from util.figures.canvas import BLACK, GREY
+from util.figures.sweep import order_of
 from util.progress import setting
 from util.published import calc_utility, convert_ds_name
 from util.results import number as line_number
@@ -248,7 +249,7 @@ def compare_training_curves(
     """
     lines = list(results.values()) if isinstance(results, Mapping) else list(results)
     column = [params[at, to_compare] for at in range(len(lines))]
-    values = sorted({setting(one): one for one in column}.values(), key=_order)
+    values = sorted({setting(one): one for one in column}.values(), key=order_of)
     looks = list(canvas.styles([setting(one) for one in values]).values())
     names = list(labels) if labels else [setting(one) for one in values]
     figure, axes = canvas.grid(
@@ -277,11 +278,6 @@ def compare_training_curves(
     axes[0].set_ylabel("accuracy")
     canvas.legend(figure, {name: entries[name] for name in names if name in entries})
     return figure
-
-
-def _order(value: Any) -> tuple:
-    plain = isinstance(value, (int, float, np.number)) and value == value
-    return (not plain, float(value) if plain else 0.0, setting(value))
 
 
 def _taken(chosen: Any, params: np.ndarray) -> np.ndarray:

@@ -183,7 +183,7 @@ def display_hyperparam_results(
         for at, ax in enumerate(axes):
             texts = number_texts(acc[at], "float", precision, std[at])
             _table(ax, texts, acc[at], disp_text)
-            _name_axes(ax, p_vals[x_idx], p_vals[y_idx])
+            _name_axes(ax, *(list(map(_short, p_vals[at])) for at in (x_idx, y_idx)))
             ax.set_title(f"{canvas.text(p_keys[plt_idx])} = {_short(p_vals[plt_idx][at])}")
             ax.set_xlabel(canvas.text(p_keys[x_idx]))
             ax.set_ylabel(canvas.text(p_keys[y_idx]))
@@ -205,10 +205,10 @@ def _short(value: Any) -> str:
     return canvas.text(setting(value), 16)
 
 
-def _name_axes(ax: Axes, across: Sequence[Any], down: Sequence[Any]) -> None:
+def _name_axes(ax: Axes, across: Sequence[str], down: Sequence[str]) -> None:
     ax.set_axis_on()
-    canvas.name_ticks(ax, range(len(across)), [_short(value) for value in across], 0)
-    ax.set_yticks(range(len(down)), [_short(value) for value in down])
+    canvas.name_ticks(ax, range(len(across)), across, 0)
+    ax.set_yticks(range(len(down)), down)
     ax.tick_params(length=0)
 
 
@@ -269,11 +269,7 @@ def compare_hyper_exps(
     with canvas.settings():
         texts = number_texts(means, "float", precision, spreads)
         _table(ax, texts, means, disp_text)
-        ax.set_axis_on()
-        columns = [name(across, at) for at in range(means.shape[1])]
-        canvas.name_ticks(ax, range(len(columns)), columns, 0)
-        ax.set_yticks(range(len(rows)), rows)
-        ax.tick_params(length=0)
+        _name_axes(ax, [name(across, at) for at in range(means.shape[1])], rows)
         ax.set_xlabel(canvas.text(keys[across]))
     return ax.figure
 

@@ -20,13 +20,13 @@ from util import efficiency, files, results
 from util.compare import Group, groups
 from util.efficiency import Curves
 from util.errors import UserError
+from util.progress import ENDED
 from util.report import chapters, page
 from util.results import METRIC, Experiment, Trial
 
 if TYPE_CHECKING:
     import pandas
 
-ENDED = ("done", "stopped", "failed", "diverged")
 FALLBACK = (METRIC, "valid_accuracy", "train_accuracy", "train_loss")  # without the search's
 
 
@@ -147,17 +147,16 @@ def _goal(experiments: list[Experiment], frame: "pandas.DataFrame") -> tuple[str
 # ---- the page -------------------------------------------------------------------------------
 
 
-def make(names: Sequence[str | Path], refresh: int = 0) -> str:
+def make(names: Sequence[str | Path]) -> str:
     """The page as text.
 
     Args:
         names: of experiments or studies.
-        refresh: seconds after which a browser reads the page again; 0 never.
 
     Raises:
         UserError: an experiment that doesn't exist.
     """
-    return _made(gather(names), refresh)
+    return _made(gather(names))
 
 
 def _made(found: Findings, refresh: int = 0) -> str:
