@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 import main
-import paths
-from selfstudy import configure, plan, rayconfig, registry, stages
-from util import files
+from selfstudy import configure, rayconfig, registry, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -163,29 +161,6 @@ def test_the_tests_of_the_fault_model_exist():
         assert set(re.findall(r"\w+", names)) <= set(known), file
     rows = [line for line in FAULTS.splitlines() if line.startswith("| ")][2:]
     assert all("`test_" in row for row in rows)
-
-
-def test_the_figure_shows_the_validation_accuracy_of_each_trial(folders, call):
-    pytest.importorskip("matplotlib")
-    rates, labels = (0.1, 0.2, 0.3), (10, 20)
-    rows = [plan.Row(f"e_{rate}_{count}", {"scheduler.target_lrs": [0, rate, 0],
-                                           "BaseDataset.semisupervised": count})
-            for rate in rates for count in labels]  # fmt: skip
-    planned = plan.Plan("sweep", configure.Spec(), "grid_search", {}, rows)
-    with planned.lock():
-        planned.write()
-    for number, row in enumerate(rows):
-        (planned.folder / row.name).mkdir()
-        for accuracy in (0.5, number / 10):
-            line = {"valid_accuracy": accuracy}
-            files.append_line(planned.folder / row.name / paths.RESULT, line)
-    figures = runpy.run_path(str(ROOT / "docs" / "make_figures.py"), run_name="figures")
-    found = figures["curves"](planned)
-    assert found[10] == {0.1: [0.5, 0.0], 0.2: [0.5, 0.2], 0.3: [0.5, 0.4]}
-    assert found[20] == {0.1: [0.5, 0.1], 0.2: [0.5, 0.3], 0.3: [0.5, 0.5]}
-    output = folders / "out.svg"
-    assert call(figures["main"], "-e", "sweep", "-o", output)[0] == 0
-    assert all(f"{count} labels" in output.read_text() for count in labels)
 
 
 CHECK = """

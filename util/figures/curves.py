@@ -148,9 +148,10 @@ def _utility_panel(
     for name, cells in part.groupby("method", sort=False):
         look, x, y = looks[name], cells.labels.to_numpy(float), cells.utility.to_numpy(float)
         exact = (cells.bound == "").to_numpy()
-        line = ax.plot(x, y, color=look["color"], linestyle=look["linestyle"], linewidth=1.5,
-                       marker=look["marker"], markersize=4.5,
-                       markevery=list(np.flatnonzero(exact)))[0]  # fmt: skip
+        # A line to a bound would show a rise or a fall that nobody has seen.
+        line = ax.plot(x, np.where(exact, y, np.nan), color=look["color"], linewidth=1.5,
+                       linestyle=look["linestyle"], marker=look["marker"],
+                       markersize=4.5)[0]  # fmt: skip
         entries.setdefault(name, line)
         for bound, marker in (("<=", "v"), (">=", "^")):
             at = (cells.bound == bound).to_numpy()
@@ -159,7 +160,8 @@ def _utility_panel(
                         markerfacecolor="none", markeredgecolor=look["color"])  # fmt: skip
         high = np.minimum(cells.high.to_numpy(float), 1e9)  # open above
         if np.isfinite(cells.low).any():
-            ax.fill_between(x, cells.low, high, color=look["color"], alpha=0.12, linewidth=0)
+            ax.fill_between(x, cells.low, high, where=exact, color=look["color"], alpha=0.12,
+                            linewidth=0)  # fmt: skip
 
 
 def _utility_scale(ax: Axes, part: "pandas.DataFrame", most: int, baseline: str) -> None:
