@@ -137,7 +137,8 @@ def test_utility_has_zero_bounds_and_a_region_beyond(tmp_path):
     (ax,) = figure.axes
     lines = {tuple(map(tuple, np.round(line.get_xydata(), 6))): line for line in ax.get_lines()}
     (rotate,) = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
-    assert rotate.get_ydata() == pytest.approx([9, 9, np.nan], nan_ok=True)  # no line to a bound
+    y = rotate.get_ydata()  # no line to a bound
+    assert y == pytest.approx([9, 9, np.nan], nan_ok=True)
     bound = lines[((10000, 0),)]
     assert bound.get_marker() == "^" and bound.get_markerfacecolor() == "none"
     grey = ax.collections[-1].get_paths()[0].vertices
