@@ -94,9 +94,24 @@ def test_sentences_carry_the_numbers():
     ends = "(0.301 to 0.401, +0.100 and +0.100 to scratch)"
     assert told[1] == f"Best: rotate at 100 to 1,000 labels {ends}."
     assert told[2].startswith(
-        "From 100 to 1,000 labels utility falls for 1 of 2 methods: cmc 0.00"
+        "As labels grow, utility falls for 0 of 2 methods (bounds leave 1 open): cmc from 0.00"
     )
     assert len(efficiency.sentences(efficiency.curves(one))) == 6
+
+
+@pytest.mark.parametrize("bounds, told", [
+    (["", "", ""], "1 of 1 methods: a from 0.40 at 50 to -0.40 at 250."),
+    (["", "", ">="], "1 of 1 methods: a from 0.40 at 50 to 0.00 at 100."),
+    (["<=", "", ""], "1 of 1 methods: a from 0.00 at 100 to -0.40 at 250."),
+    (["<=", "", ">="], "0 of 1 methods (bounds leave 1 open): a from ≤ 0.40 at 50 to ≥ -0.40"),
+])  # fmt: skip
+def test_a_bound_is_no_fall(bounds, told):
+    """What is at least 0 may be more than before."""
+    rows = [{"method": "a", "labels": labels, "utility": value, "bound": bound,
+             "low": np.nan, "high": np.nan}
+            for labels, value, bound in zip((50, 100, 250), (0.4, 0, -0.4), bounds,
+                                            strict=True)]  # fmt: skip
+    assert told in efficiency._trend(pandas.DataFrame(rows))
 
 
 def test_without_scratch_there_is_no_utility():

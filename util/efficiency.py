@@ -221,14 +221,17 @@ def _run(name: str, first: tuple, last: tuple, baseline: str) -> str:
 
 
 def _trend(others: "pandas.DataFrame") -> str:
-    """Whether utility is smaller with many labels than with few."""
-    falls, ends = 0, []
+    """Whether utility is smaller with many labels than with few, where it is no bound."""
+    falls, unknown, ends = 0, 0, []
     for name, cells in others.groupby("method", sort=False):
-        first, last = cells.iloc[0], cells.iloc[-1]
-        falls += last.utility < first.utility
-        ends.append(f"{name} {value(first)} to {value(last)}")
-    few, many = others.labels.min(), others.labels.max()
+        exact = cells[cells.bound == ""]
+        first, *_, last = [*(exact if len(exact) > 1 else cells).itertuples()] * 2
+        falls += len(exact) > 1 and last.utility < first.utility
+        unknown += len(exact) < 2
+        ends.append(f"{name} from {value(first)} at {first.labels:,.0f} "
+                    f"to {value(last)} at {last.labels:,.0f}")  # fmt: skip
+    left = f" (bounds leave {unknown} open)" if unknown else ""
     return (
-        f"From {few:,.0f} to {many:,.0f} labels utility falls for {falls} of {len(ends)} "
-        f"methods: {'; '.join(ends)}."
+        f"As labels grow, utility falls for {falls} of {len(ends)} methods{left}: "
+        f"{'; '.join(ends)}."
     )
