@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("report.html")
-LONGEST = 400  # characters of a text from a file
+LONGEST = 1000  # characters of a text from a file
 _LEFT_OUT = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NUMBERS = re.compile(r"[-+≥≤ ]*\d[\d.,e+\-±()\[\]∞ ]*(to [\d.,e+-]+)?")
