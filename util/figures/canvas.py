@@ -260,7 +260,8 @@ def finish(picture: Figure, numbers: "pandas.DataFrame", save: str | Path | None
         return picture
     table = sheets.csv(numbers)
     contents = {
-        "svg": svg(picture, hashlib.sha256(table.encode()).hexdigest()[:16]),
+        # white, since its letters are black and a page around it may be, too
+        "svg": svg(picture, hashlib.sha256(table.encode()).hexdigest()[:16], "white"),
         "png": _rendered(picture, "png", dpi=DPI, facecolor="white"),
         "csv": table.encode(),
     }
@@ -278,15 +279,16 @@ def written(save: str | Path) -> list[Path]:
     return [Path(f"{save}.{suffix}") for suffix in ("svg", "png", "csv")]
 
 
-def svg(picture: Figure, salt: str) -> bytes:
+def svg(picture: Figure, salt: str, background: str = "none") -> bytes:
     """The figure as SVG: letters as text, no date, the same for the same `salt`.
 
     Args:
         picture: the figure.
         salt: what names inside the picture are made from, one a figure of a page.
+        background: its colour, "none" to see the page through.
     """
     with rc_context({"svg.hashsalt": salt}):
-        return _rendered(picture, "svg", metadata={"Date": None}, transparent=True)
+        return _rendered(picture, "svg", metadata={"Date": None}, facecolor=background)
 
 
 def png(picture: Figure, dpi: int) -> bytes:
