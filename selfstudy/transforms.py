@@ -298,9 +298,12 @@ class Blur(Transform):
     in SimCLR (Chen et al. 2020). Parameters [n, 1]: sigma in pixels, 0 where nothing happens.
     """
 
+    def __init__(self, probability: float = 0.5, sigmas: tuple[float, float] = (0.1, 2.0)):
+        self.probability, self.sigmas = probability, sigmas
+
     def draw(self, n, height, width, generator, device):
-        sigma = _uniform((n, 1), 0.1, 2.0, generator, device)
-        return sigma * _happens(n, 0.5, generator, device)
+        sigma = _uniform((n, 1), *self.sigmas, generator, device)
+        return sigma * _happens(n, self.probability, generator, device)
 
     def along(self, values: Tensor, params: Tensor, dim: int) -> Tensor:
         """`values` [n, ...] blurred in one direction, `dim`, which is H or W long."""

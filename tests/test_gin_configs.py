@@ -273,8 +273,10 @@ def test_the_views_of_the_invariance_study_go_with_any_method(method, views):
     assert made.transforms.keys() == VIEWS[views] and not made.share_flip
     assert configure.value("BaseDataset", "double_sample")
     if jitter := made.transforms.get("photo_jitter"):
+        blur = made.transforms["blur"]
         assert jitter.strengths == (0.4, 0.4, 0.4, 0.1) and jitter.probability == 0.8
         assert made.transforms["grayscale"].probability == 0.2
+        assert blur.probability == 0.5 and blur.sigmas == (0.1, 2.0)
     if crop := made.transforms.get("resized_crop"):
         assert crop.scale == (0.2, 1.0)
 

@@ -56,6 +56,8 @@ def test_each_norm_learns(norm, kind, standardise):
 
 
 def test_mistakes_are_said():
+    with pytest.raises(UserError, match="no norm is called 'bnn'.*did you mean 'bn'"):
+        mlp(8, 64, 8, 2, "bnn")
     for hidden in (40, 32):  # 32 groups of one feature would be all zeros
         with pytest.raises(UserError, match=f"32 groups and an MLP's layer has {hidden}"):
             mlp(8, hidden, 8, 2, "gn")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
-from util.errors import UserError
+from util.errors import UserError, nearest
 
 Norm = Literal["bn", "ln", "gn", "br"]
 GROUPS = 32  # of 'gn'
@@ -130,7 +130,11 @@ _NORMS: dict[str, Callable[[int, bool], nn.Module]] = {
 
 def _norm(norm: str | None, feats: int, affine: bool = True) -> list[nn.Module]:
     """The layer in a list, which is empty for None."""
-    return [] if norm is None else [_NORMS[norm](feats, affine)]
+    if norm is None:
+        return []
+    if norm not in _NORMS:
+        raise UserError(f"no norm is called {norm!r}{nearest(norm, _NORMS)}, or None")
+    return [_NORMS[norm](feats, affine)]
 
 
 class Mlp(nn.Sequential):
@@ -167,7 +171,7 @@ def mlp(
         last_norm: `norm` without scale and shift after the last layer too, as SimSiam has it.
 
     Raises:
-        UserError: `layers` is negative, or 'gn' does not divide the features.
+        UserError: `layers` is negative, a norm unknown, or 'gn' does not divide the features.
     """
     if layers < 0:
         raise UserError(f"layers = {layers}: an MLP has 0 linear layers (the identity) or more")
