@@ -9,13 +9,16 @@ from typing import Any, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from selfstudy import driver, rayconfig, shares, stages, summary
-from selfstudy import plan as plans
+from selfstudy import run as driver
+from selfstudy import study as stages
 from selfstudy.configure import INCLUDE, Spec, text_of
-from selfstudy.plan import Plan
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import rayconfig, summary
+from selfstudy.experiment import resources as shares
+from selfstudy.experiment.plan import Plan
+from selfstudy.storage.mirror import Mirror
 from util.environment import cpus
 from util.errors import UserError, cause, reports_errors
-from util.mirror import Mirror
 
 DEFAULT_GIN = ("digits/r9/classify",)
 
@@ -72,7 +75,7 @@ def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
     given["checkpoint_at_end"] |= args.checkpoint_at_end
     variants = None
     if rayconfig.is_drawn(given["config"]) and not given["search_alg"]:
-        from selfstudy.search import variants
+        from selfstudy.tune.search import variants
     exp_id = args.exp_id or plans.fresh_id()
     plan = plans.make(exp_id, spec, name, given, variants, args.settings)
     if not (args.dry_run or args.print_config):
@@ -121,7 +124,7 @@ def follow_up(plan: Plan, ended: driver.Ended) -> None:
 
 
 def study(args: argparse.Namespace, name: str) -> int:
-    """Run or continue a study, see `selfstudy.stages`; returns the exit code."""
+    """Run or continue a study, see `selfstudy.study`; returns the exit code."""
     if args.gin_config or args.print_config:
         raise UserError(f"{name} is a study, which names its own gin files: leave -g and "
                         "--print-config out")  # fmt: skip
@@ -158,12 +161,13 @@ def main() -> int:
             "leave -l out, or add --set scheduler=None search_alg=None"
         )
     if args.print_config:
-        from selfstudy import rehearsal
+        from selfstudy.experiment import rehearsal
 
         overrides = plan.rows[0].overrides if plan.rows else {}
         print(text_of(rehearsal.check(plan.spec, overrides, build=False).parts))
         return 0
-    from selfstudy import devices, preflight
+    from selfstudy import devices
+    from selfstudy.experiment import preflight
 
     found = preflight.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
@@ -171,7 +175,7 @@ def main() -> int:
     if not args.address:
         resources, _ = shares.fit(resources, cpus(), gpus)
     elif not args.dry_run:
-        from selfstudy import cluster
+        from selfstudy.tune import cluster
 
         cluster.check_address(args.address)
     if args.dry_run:

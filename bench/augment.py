@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.common import interleave, prepare, table
-from selfstudy.augment import augment
+from selfstudy.data.augment import augment
+from selfstudy.data.transforms import PadCrop
 from selfstudy.models.resnet import ResNet
-from selfstudy.transforms import PadCrop
 from selfstudy.types import DataInfo
 
 ROWS = 10_000

@@ -15,9 +15,9 @@ import paths
 from bench.common import interleave, prepare, table
 from selfstudy import configure, registry
 from selfstudy.models.resnet import CELU
-from selfstudy.session import Session
+from selfstudy.train.meters import RunningMean, WeightedMean, read
+from selfstudy.train.session import Session
 from selfstudy.types import Batch
-from util.meters import RunningMean, WeightedMean, read
 
 PARAMS = (
     "BaseDataset.input_res = 32", "augment.grayscale = True", "augment.flip = True",

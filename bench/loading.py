@@ -18,9 +18,9 @@ from torch import Tensor
 
 import paths
 from bench.common import interleave, prepare, table
-from selfstudy.augment import augment
+from selfstudy.data.augment import augment
+from selfstudy.data.loader import Loader
 from selfstudy.datasets.cifar import CIFARDataset
-from selfstudy.loader import Loader
 from util import hdf5
 
 RES, CHUNK, BATCH = 32, 1000, 512

@@ -27,9 +27,9 @@ import paths
 from bench.common import interleave, prepare, table
 from bench.loading import memory
 from selfstudy import configure, registry
-from selfstudy.augment import Augmentation
-from selfstudy.datasets.base import BaseDataset
-from selfstudy.session import Session
+from selfstudy.data.augment import Augmentation
+from selfstudy.data.dataset import BaseDataset
+from selfstudy.train.session import Session
 
 GOALS = {"moco": 2.0, "simclr": 1.4}
 THREADS, BATCH, QUEUE, HIDDEN, DIMS = 2, 256, 65536, 512, 128  # batch and queue as published

@@ -65,7 +65,7 @@ def write_trial(
 def main() -> None:
     import pandas  # noqa: F401  (imports are not measured)
 
-    from util import report, results
+    from selfstudy.analysis import report, results
 
     with tempfile.TemporaryDirectory() as name:
         paths.EXP_DIR = Path(name)

@@ -173,7 +173,7 @@ def many(folder: Path, trials: int) -> None:
     growth = (late[1] - early[1]) / (late[0] - early[0])
     listing = (
         "import runpy, sys, time; sys.argv = ['results.py', 'ls', 'many'];"
-        "import pandas, rich, util.results; start = time.monotonic()\n"
+        "import pandas, rich, selfstudy.analysis.results; start = time.monotonic()\n"
         "try: runpy.run_path('misc/results.py', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "print(time.monotonic() - start, file=sys.stderr)"

@@ -26,13 +26,14 @@ import torch
 
 import paths
 from bench.common import table
-from selfstudy import rehearsal, shares, summary
 from selfstudy.configure import Spec
-from selfstudy.plan import Plan, Row
-from selfstudy.simulation import Simulation
+from selfstudy.experiment import rehearsal, summary
+from selfstudy.experiment import resources as shares
+from selfstudy.experiment.plan import Plan, Row
+from selfstudy.storage.manifest import read_lines
+from selfstudy.train.simulation import Simulation
 from util import files
 from util.environment import cpus
-from util.manifest import read_lines
 
 TIMING = ("images_per_s", "round_s", "total_s", "time", "memory_mb")
 METRICS = ("train_loss", "train_accuracy", "valid_accuracy", "mean_accuracy", "best_accuracy")

@@ -17,22 +17,25 @@ sys.path.insert(0, str(ROOT))
 
 import gin  # noqa: E402
 
-from selfstudy import configure, registry, transforms  # noqa: E402
-from selfstudy.transforms import Transform  # noqa: E402
+from selfstudy import configure, registry  # noqa: E402
+from selfstudy.data import transforms  # noqa: E402
+from selfstudy.data.transforms import Transform  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference" / "gin-parameters.md"
 # Module -> chapter, in the order of the page; a new module gets a chapter of its own name.
 CHAPTERS = {
     "selfstudy.trial": "Trial",
-    "selfstudy.session": "Session",
-    "selfstudy.optim": "Optimizer and schedule",
+    "selfstudy.train.session": "Session",
+    "selfstudy.train.optim": "Optimizer and schedule",
     "selfstudy.datasets": "Data",
-    "selfstudy.loader": "Minibatches",
-    "selfstudy.augment": "Augmentation",
+    "selfstudy.data.dataset": "Data",
+    "selfstudy.data.loader": "Minibatches",
+    "selfstudy.data.augment": "Augmentation",
     "selfstudy.models": "Models",
     "selfstudy.tasks": "Tasks",
     "selfstudy.methods": "Pretraining methods",
-    "selfstudy.simulation": "Simulation",
+    "selfstudy.train.online_eval": "Numbers that tell collapse",
+    "selfstudy.train.simulation": "Simulation",
 }
 HEAD = """\
 # Gin parameters

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from selfstudy import rayconfig  # noqa: E402
+from selfstudy.experiment import rayconfig  # noqa: E402
 from selfstudy.render.world import VARIANTS  # noqa: E402
 from util.errors import reports_errors  # noqa: E402
 

@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from selfstudy import configure, registry  # noqa: E402
-from selfstudy.augment import augment  # noqa: E402
-from selfstudy.datasets.base import SPLITS, BaseDataset  # noqa: E402
-from selfstudy.pictures import seen  # noqa: E402
+from selfstudy.data.augment import augment  # noqa: E402
+from selfstudy.data.dataset import SPLITS, BaseDataset  # noqa: E402
+from selfstudy.evaluate.pictures import seen  # noqa: E402
 from selfstudy.types import DataInfo  # noqa: E402
 from util import hdf5  # noqa: E402
 from util.errors import UserError, nearest, reports_errors  # noqa: E402

@@ -12,7 +12,7 @@ from pathlib import Path
 # A file of the user's folder that is named like one of our modules must not win.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from util import checkpoints, relocate  # noqa: E402
+from selfstudy.storage import checkpoints, relocate  # noqa: E402
 from util.errors import printable, reports_errors  # noqa: E402
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 # A file of the user's folder that is named like one of our modules must not win.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from selfstudy import pictures  # noqa: E402
-from util import results  # noqa: E402
-from util.checkpoints import checkpoints, short_name  # noqa: E402
+from selfstudy.analysis import results  # noqa: E402
+from selfstudy.analysis.results import Trial  # noqa: E402
+from selfstudy.evaluate import pictures  # noqa: E402
+from selfstudy.storage.checkpoints import checkpoints, short_name  # noqa: E402
 from util.errors import UserError, printable, reports_errors  # noqa: E402
-from util.results import Trial  # noqa: E402
 
 
 def _arguments() -> argparse.Namespace:

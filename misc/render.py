@@ -103,7 +103,7 @@ def nodes(address: str | None) -> Iterator["Spread | None"]:
     if not address:
         yield None
         return
-    from selfstudy import cluster
+    from selfstudy.tune import cluster
 
     cluster.check_address(address)
     try:

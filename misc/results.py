@@ -22,13 +22,22 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import paths  # noqa: E402
-from util import compare, files, results, sheets  # noqa: E402
-from util.compare import command  # noqa: E402
+from selfstudy.analysis import compare, results, sheets  # noqa: E402
+from selfstudy.analysis.compare import command  # noqa: E402
+from selfstudy.analysis.listing import (  # noqa: E402
+    alternatives,
+    at,
+    counted,
+    record,
+    shown,
+    trial_table,
+    varying,
+)
+from selfstudy.analysis.results import Experiment, Trial  # noqa: E402
+from selfstudy.storage.manifest import STATUSES  # noqa: E402
+from util import files  # noqa: E402
 from util.errors import UserError, nearest, printable, reports_errors  # noqa: E402
-from util.listing import alternatives, at, counted, record, shown, trial_table, varying  # noqa: E402
-from util.manifest import STATUSES  # noqa: E402
 from util.progress import clock, table  # noqa: E402
-from util.results import Experiment, Trial  # noqa: E402
 
 SCHEMA = 1
 
@@ -271,7 +280,7 @@ def _write_parquet(frame: Any, path: Path) -> None:
 
 def make_report(names: list[str], output: str, every: float | None) -> None:
     """Write the page once, or again and again until every trial has ended."""
-    from util import report  # pandas and matplotlib take seconds
+    from selfstudy.analysis import report
 
     if every is None:
         note(f"{counted(report.write(names, output), 'trial')} in {output}")
@@ -297,7 +306,7 @@ def main() -> None:
     elif args.action == "diff":
         show_diff((args.a, args.b), args.json)
     elif args.action == "plot":
-        from util import figures  # matplotlib takes a second
+        from selfstudy.analysis import figures
 
         written = figures.plot(args.figure, args.experiments, args.output, args.metric)
         print("  ".join(printable(path) for path in written))

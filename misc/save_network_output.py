@@ -24,12 +24,12 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from selfstudy import configure, registry, snapshot  # noqa: E402
-from selfstudy.datasets.base import SPLITS, BaseDataset  # noqa: E402
+from selfstudy import configure, registry  # noqa: E402
+from selfstudy.data.dataset import SPLITS, BaseDataset  # noqa: E402
 from selfstudy.evaluate import features, logistic  # noqa: E402
 from selfstudy.evaluate.encoder import Encoder, Pixels  # noqa: E402
-from selfstudy.snapshot import Snapshot  # noqa: E402
-from util import checkpoints  # noqa: E402
+from selfstudy.storage import checkpoints, snapshot  # noqa: E402
+from selfstudy.storage.snapshot import Snapshot  # noqa: E402
 from util.errors import UserError, cause, printable, reports_errors  # noqa: E402
 from util.progress import table  # noqa: E402
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
-from selfstudy import configure, devices, preflight, rayconfig, registry, shares, solo, values
-from selfstudy import plan as plans
+from selfstudy import configure, devices, registry, values
 from selfstudy.configure import Spec
-from selfstudy.interrupt import Interrupts
-from selfstudy.plan import Plan
-from selfstudy.session import Session
+from selfstudy.experiment import local as solo
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import preflight, rayconfig
+from selfstudy.experiment import resources as shares
+from selfstudy.experiment.interrupts import Interrupts
+from selfstudy.experiment.plan import Plan
+from selfstudy.train.session import Session
 from util.environment import cpus
 from util.errors import UserError, nearest
 from util.progress import Shown, Trials

@@ -15,7 +15,7 @@ from util.errors import UserError, nearest
 
 T = TypeVar("T")
 PACKAGES = ("datasets", "tasks", "models", "methods")
-MODULES = ("session", "simulation", "trial")  # what is configurable besides
+MODULES = ("train.session", "train.simulation", "trial")  # what is configurable besides
 
 _known: dict[str, dict[str, type]] = defaultdict(dict)
 
@@ -25,6 +25,9 @@ class Names:
 
     def __init__(self, kind: str):
         self.kind = kind
+
+    def __repr__(self) -> str:
+        return f"Names({self.kind!r})"
 
 
 def register(kind: str, name: str | None = None) -> Callable[[T], T]:

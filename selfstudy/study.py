@@ -1,398 +1,308 @@
-"""The Ray side: trials as actors, a cluster, and what to do when something dies.
+"""Studies: experiments that follow one another, planned together, and a report at the end.
 
-Ray schedules and restarts; it records nothing that is ever read back. Each trial writes its
-own folder (`trial.py`), and a worker that dies is continued from the newest checkpoint that
-verifies there. What is left to do is read from the manifest, never from Ray's own state.
+Each stage is an ordinary experiment `<study>/<stage>` with its own plan, so that everything
+works on it that works on experiments. When a stage has ended its checkpoints get their names,
+and the next one may start from them. `study.json` says what the study is.
 """
 
-import contextlib
-import json
-import logging
-import os
-import shutil
+import dataclasses
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# ruff: isort: off
-from selfstudy import devices, shares
-from selfstudy import rayenv  # noqa: F401  (before Ray)
-# ruff: isort: on
-
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler
-
 import paths
-from selfstudy import plan as plans
-from selfstudy import search, summary
-from selfstudy.interrupt import Interrupts
-from selfstudy.trial import Rules, Superseded, Trial, again, note_failure
-from selfstudy.upkeep import Upkeep
-from util import checkpoints, files
-from util.progress import Trials
+from selfstudy import configure, devices, registry
+from selfstudy import run as driver
+from selfstudy.experiment import (
+    disk,
+    preflight,
+    rayconfig,
+)
+from selfstudy.experiment import (
+    duration as cost,
+)
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import (
+    resources as shares,
+)
+from selfstudy.experiment.plan import Plan
+from selfstudy.experiment.preflight import Preflight
+from selfstudy.experiment.rayconfig import Stage
+from selfstudy.storage import relocate
+from selfstudy.storage.checkpoints import is_snapshot, short_name, under_experiments
+from util import files
+from util.environment import cpus
+from util.errors import UserError, nearest
+from util.progress import clock, table
 
-OWN = "selfstudy"  # the key of a worker's configuration that is no gin name
+SCHEMA = 1
+PRETRAINED = "Wrapper.pretrained"
+SAME_PACE = ("seed", "label_seed", "pretrained", "semisupervised")
+OVERHEAD = 1.0  # seconds of a trial beside its rounds
+REPORT = "report.html"
 
 
-class Worker(tune.Trainable):
-    """One trial inside a Ray actor; the next trial reuses the actor.
+@dataclasses.dataclass
+class Study:
+    """A study as it was planned.
 
-    The trial is built when its first round is asked for, not in `setup`: Ray starts actors
-    ahead, and gives a trial whose actor still starts to one that has become free. That one may
-    have finished the trial when the first comes to its `setup`.
+    Attributes:
+        exp_id: folder below EXP_DIR.
+        ray: name of its file below config/ray.
+        settings: texts of `--set`.
+        params: `-p` bindings, which every stage gets.
+        question: what it asks.
+        chosen: all settings with their values.
+        stages: its stages, with the plan of each.
+        command: the command line that made it.
+        digest: SHA-256 of its file.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take the configuration.
+    exp_id: str
+    ray: str
+    settings: tuple[str, ...]
+    params: tuple[str, ...]
+    question: str
+    chosen: dict[str, Any]
+    stages: list[tuple[Stage, Plan]]
+    command: str
+    digest: str
 
-        It has `selfstudy` (the experiment's folder, resources, quiet) and, in population based
-        training, gin names with the values that hold now.
-        """
-        logging.getLogger("ray").setLevel(logging.WARNING)  # not each checkpoint is news
-        self._about = config[OWN]
-        self._mutated = {key: item for key, item in config.items() if "." in key}
-        self._failed: str | None = None
-        self._trial: Trial | None = None
-        self._quiet = contextlib.ExitStack()
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return under_experiments(self.exp_id)
 
-    def _build(self) -> None:
-        """Build the trial that Ray's trial is named after."""
-        about = self._about
-        if about["quiet"]:
-            nowhere = self._quiet.enter_context(open(os.devnull, "w"))
-            self._quiet.enter_context(contextlib.redirect_stdout(nowhere))
-            self._quiet.enter_context(contextlib.redirect_stderr(nowhere))
-        plan = plans.Plan.read(Path(about["folder"]))
-        # The name, since population based training copies configurations between trials.
-        row = next(row for row in plan.rows if row.name == self.trial_name)
-        self._folder, self._metrics = plan.folder / row.name, plan.objectives
-        devices.use_share(about["resources"])
-        self._trial = self._noting(
-            lambda: Trial(
-                plan.spec,
-                row.overrides | self._mutated,
-                self._folder,
-                Rules(**plan.rules),
-                plan.command,
-                stopping=(plan.folder / ".stop").exists,
-            )  # fmt: skip
-        )
-        if self._trial and plan.exp_args["verbose"] > 1:
-            print(self._trial.config)
-
-    def step(self) -> dict[str, Any]:
-        """One round; `failed` and `interrupted` tell of one that was none."""
-        if not (self._trial or self._failed):
-            self._build()
-        if not self._failed:
-            result = self._noting(self._trial.step)
-            if result is not None:
-                if result.get("interrupted"):
-                    time.sleep(0.2)  # Ray asks again until the experiment ends
-                    return self._without_round(interrupted=True)
-                return self._for_ray(result) | {"ended": result["done"]}
-        return self._without_round(failed=self._failed, done=True)
-
-    def _for_ray(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What schedulers and searches look at; the line itself goes along as text.
-
-        Of each number Ray's driver keeps averages and windows, several kilobytes a trial.
-        """
-        names = {"training_iteration", "round", "total_s", "done", "diverged", "train_loss"}
-        names |= {metric for metric, _ in self._metrics}
-        return {name: row[name] for name in names if name in row} | {
-            "line": json.dumps(files.plain(row))
-        }
-
-    def _without_round(self, **what: Any) -> dict[str, Any]:
-        """A result that schedulers can read though there was no round."""
-        last = self._trial.result if self._trial else {}
-        empty = {metric: float("nan") for metric, _ in self._metrics}
-        seen = {"training_iteration": 0, **self._for_ray(last), "ended": False}
-        return empty | seen | what
-
-    def _noting(self, act: Callable[[], Any]) -> Any:
-        """Do it; what fails is kept, and raised only where another try may help."""
-        try:
-            return act()
-        except Superseded:
-            raise
-        except Exception as error:
-            self._failed = note_failure(self._folder, error)
-            if again(error):
-                raise
-        return None
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial in the same process; `Trial` clears gin and seeds everything."""
-        self.cleanup()
-        self.setup(new_config)
-        return True
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Our own checkpoint, in the trial's folder; Ray gets its path."""
-        if not self._trial or self._failed:
-            return {"folder": ""}
-        self._noting(self._trial.save_last)
-        found = checkpoints.checkpoints(self._folder)
-        return {"folder": str(found[0]) if found else ""}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over another trial's state; from its own, a trial continues by itself."""
-        folder = Path(checkpoint["folder"])
-        if checkpoint["folder"] and folder.parent.name != self.trial_name:
-            self._build()
-            if self._trial:
-                self._noting(lambda: self._trial.adopt(folder))
-
-    def cleanup(self) -> None:
-        """Close what the trial writes to."""
-        if self._trial:
-            self._trial.close()
-        self._quiet.close()
+    def write(self) -> None:
+        """Write `study.json`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "schema": SCHEMA, "ray": self.ray, "settings": self.settings,
+            "params": self.params, "question": self.question, "chosen": self.chosen,
+            "stages": [stage.name for stage, _ in self.stages], "command": self.command,
+            "digest": self.digest,
+        }  # fmt: skip
+        files.write_json(self.folder / paths.STUDY, content)
 
 
-class _Watch(tune.Callback):
-    """Writes down and shows what Ray's trials do."""
+def make(exp_id: str, ray: str, settings: tuple[str, ...], params: tuple[str, ...]) -> Study:
+    """Plan a study from its file; the plans of stages that have begun are those on the disk.
 
-    def __init__(
-        self,
-        plan: plans.Plan,
-        progress: Trials,
-        interrupts: Interrupts,
-        resources: dict[str, float],
-        have: dict[str, float],
-    ):
-        self.plan, self.progress, self.interrupts = plan, progress, interrupts
-        self.resources, self.have = resources, have
-        self.failed: dict[str, str] = {}
-        self.unsaved: dict[str, str] = {}
-        self.running: set[str] = set()
-        self.saved: set[str] = set()
-        self.at_work: set[str] | None = None  # while stopping: without those that pause
-        self.upkeep = Upkeep(plan, progress, interrupts)
-        self.told_memory = False
-
-    def __getstate__(self) -> dict:
-        return {}  # Ray stores its callbacks
-
-    def _show_slots(self) -> None:
-        used = {name: len(self.running) * share for name, share in self.resources.items()}
-        self.progress.slots = " ".join(
-            f"{name.upper()} {used[name]:g}/{self.have[name]:g}" for name in used
-        )
-
-    def _end(self, name: str, status: str, why: str | None, result: dict) -> None:
-        self.running.discard(name)
-        self._show_slots()
-        number = result.get("round", 0)
-        self.plan.note("trial", name=name, status=status, why=why, round=number)
-        self.progress.end(name, status, why)
-
-    def setup(self, **info) -> None:
-        """Take SIGUSR1 back, which Ray has just taken whatever its settings say."""
-        self.interrupts.listen()
-
-    def on_step_begin(self, iteration, trials, **info) -> None:
-        """Look after the experiment, and who is at work while it stops."""
-        self.upkeep.look()
-        if self.interrupts.stopping:
-            self.at_work = {str(trial) for trial in trials if trial.status == "RUNNING"}
-
-    def on_trial_start(self, iteration, trials, trial, **info) -> None:
-        name = str(trial)
-        if name not in self.running:
-            self.plan.note("trial", name=name, status="started", why=None, round=0)
-            self.progress.start(name)
-        self.running.add(name)
-        self._show_slots()
-
-    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        name = str(trial)
-        if result.get("failed"):
-            return
-        line = json.loads(result["line"])
-        self._unsaved(name, line.get("unsaved"))
-        if result.get("interrupted"):
-            self.saved.add(name)
+    Raises:
+        UserError: anything in the file or the settings that cannot work.
+    """
+    question, chosen, stages = rayconfig.study(ray, exp_id, settings)
+    planned = []
+    for stage in stages:
+        name = f"{exp_id}/{stage.name}"
+        if (under_experiments(name) / paths.PLAN).is_file():
+            plan = Plan.stored(name)
         else:
-            self.progress.round(name, line)
-            if line.get("collapsed") == line["round"]:
-                self.progress.say(summary.collapse(name, line), "diverged")
-            self._memory(name, line)
-
-    def _unsaved(self, name: str, why: str | None) -> None:
-        if why and name not in self.unsaved:
-            self.progress.say(f"{name}: NO CHECKPOINT could be written: {why}; it goes on")
-        if why:
-            self.unsaved[name] = why
-        else:
-            self.unsaved.pop(name, None)
-
-    def _memory(self, name: str, result: dict[str, Any]) -> None:
-        """Say once what share of a GPU a trial really takes."""
-        share = self.plan.exp_args["resources_per_trial"].get("gpu", 0)
-        if "gpu_peak_mb" in result and share and not self.told_memory:
-            self.told_memory = True
-            text = shares.gpu_fit(result["gpu_peak_mb"], result["gpu_total_mb"], share)
-            self.progress.say(f"{name}: {text}")
-
-    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
-        name = str(trial)
-        why = _why(self.plan.folder / name, _line(trial))
-        self.plan.note("trial", name=name, status="retried", why=why, round=0)
-        self.progress.retry(name, why)
-
-    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        name, result = str(trial), trial.last_result or {}
-        if why := result.get("failed"):
-            self.failed[name] = why
-            self._end(name, "failed", why, result)
-        elif result.get("diverged"):
-            self._end(name, "diverged", f"its loss was {result.get('train_loss')}", result)
-        elif not result.get("interrupted"):
-            self._end(name, "done" if result.get("ended") else "stopped", None, result)
-
-    def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        name = str(trial)
-        self.failed[name] = _why(self.plan.folder / name, _line(trial))
-        self._end(name, "failed", self.failed[name], trial.last_result or {})
-
-    def end(self) -> None:
-        """Note what was left running when the experiment was stopped."""
-        why = None if self.interrupts.stopping else "the experiment ended"
-        rows = {row.name: row for row in self.plan.rows}
-        for name in sorted(self.running):
-            self._end(name, "interrupted", why, self.plan.last(rows[name]))
-        self.upkeep.tidy()
+            spec = configure.Spec(stage.gin, (*stage.params, *params))
+            plan = plans.make(
+                name, spec, ray, stage.exp_args, lambda *_, rows=stage.trials: rows, settings
+            )
+        planned.append((stage, plan))
+    command = shlex.join(["python", *sys.argv])
+    digest = rayconfig.digest(ray)
+    return Study(exp_id, ray, settings, params, question, chosen, planned, command, digest)
 
 
-class _Stop(tune.Stopper):
-    """Ends the experiment once the trials that were asked to stop have saved."""
-
-    def __init__(self, watch: _Watch):
-        self.watch = watch
-
-    def __getstate__(self) -> dict:
-        return {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never a single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to end."""
-        asked, at_work = self.watch.interrupts, self.watch.at_work
-        return asked.overdue or (at_work is not None and at_work <= self.watch.saved)
+def is_stored(exp_id: str) -> bool:
+    """Whether the experiment of this name is a study."""
+    return (under_experiments(exp_id) / paths.STUDY).is_file()
 
 
-def _line(trial: Any) -> dict[str, Any]:
-    """The last line that one of Ray's trials has sent."""
-    return json.loads((trial.last_result or {}).get("line", "{}"))
-
-
-def _why(folder: Path, last: dict[str, Any]) -> str:
-    """Why a trial ended: the last line of its traceback, which a killed worker cannot leave."""
-    with contextlib.suppress(OSError):
-        lines = (folder / paths.ERROR).read_text(encoding="utf-8").strip().splitlines()
-        if lines:
-            return lines[-1]
-    used = last.get("memory_mb")
-    memory = f"; it had used {used / 1024:.1f} GiB" if used else ""
-    return f"its worker died, killed or out of memory{memory}"
-
-
-def run(
-    plan: plans.Plan,
-    given: dict[str, Any],
-    progress: Trials,
-    resources: dict[str, float],
-    interrupts: Interrupts,
-    quiet: bool,
-    have: tuple[float, float],
-    rounds: float = 0,
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Run the unfinished trials on the Ray that `start` reached.
+def stored(exp_id: str, accept_changes: bool = False) -> Study:
+    """The study of this name.
 
     Args:
-        plan: as written to disk.
-        given: the ray config's entries, with its scheduler, search algorithm and space.
-        progress: told of everything.
-        resources: of one trial.
-        interrupts: tells when to stop.
-        quiet: nothing that workers print.
-        have: CPUs and GPUs that there are.
-        rounds: length of a trial that a search adds.
+        exp_id: its name.
+        accept_changes: take its file although it has changed since.
 
-    Returns:
-        The failed trials with why, and those whose last checkpoint could not be written.
+    Raises:
+        UserError: its record is damaged, or its file is gone or has changed.
     """
-    todo = {row.name for row in plan.unfinished()}
-    numbers = [number for number, row in enumerate(plan.rows) if row.name in todo]
-    scheduler, inner = search.scheduler(given) or FIFOScheduler(), search.searcher(given)
-    total = dict(zip(("cpu", "gpu"), have, strict=True))
-    watch = _Watch(plan, progress, interrupts, resources, total)
-    progress.rung = search.rung(scheduler)
-    most = min(shares.at_once(resources, *have), given["max_concurrent"] or sys.maxsize)
-    space: dict[str, Any] = {
-        OWN: {"folder": str(plan.folder), "resources": resources, "quiet": quiet},
-        "number": tune.grid_search(numbers),
-    }
-    samples, algorithm = 1, None
-    if inner:
-        algorithm = search.Search(
-            plan, inner, given["config"], numbers, most,
-            lambda row: progress.add(row.name, row.overrides, rounds),
-            lambda: interrupts.stopping,
-        )  # fmt: skip
-        samples = len(numbers) + plan.total - len(plan.rows)
-        del space["number"]
-    space |= _mutable(plan, scheduler)
-    if getattr(scheduler, "_metric", None) is None:
-        scheduler.set_search_properties(*plan.objectives[0])
-    search.remember(plan, scheduler, lambda trial: trial.config["number"])
-    record = plan.folder / ".ray"
-    if record.is_symlink():
-        record.unlink()
-    # Ray prepares so many trials ahead; a search should know the results of the others first.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1" if inner else str(max(2, most))
-    tuner = tune.Tuner(
-        tune.with_resources(Worker, resources),
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            num_samples=samples, search_alg=algorithm, scheduler=scheduler, reuse_actors=True,
-            max_concurrent_trials=None if inner else given["max_concurrent"],
-            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
-            trial_name_creator=lambda trial: plan.rows[trial.config["number"]].name,
-        ),
-        run_config=tune.RunConfig(
-            name="run",
-            storage_path=str(record),
-            stop=_Stop(watch),
-            callbacks=[watch],
-            failure_config=tune.FailureConfig(max_failures=given["max_failures"]),
-            checkpoint_config=tune.CheckpointConfig(
-                checkpoint_at_end=given["checkpoint_at_end"]
-            ),
-            verbose=0,
-        ),
-    )  # fmt: skip
+    path = under_experiments(exp_id) / paths.STUDY
     try:
-        tuner.fit()
-    finally:
-        watch.end()
-        shutil.rmtree(record, ignore_errors=True)
-    return watch.failed, watch.unsaved
+        found = files.read_json(path)
+        ray, digest = found["ray"], found["digest"]
+        settings, params = tuple(found["settings"]), tuple(found["params"])
+        command = found["command"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if rayconfig.digest(ray) != digest and not accept_changes:
+        raise UserError(
+            f"config/ray/{ray}.py has changed since '{exp_id}' was planned: restore it, or add "
+            f"-r {ray} to go on with the file as it is"
+        )
+    study = make(exp_id, ray, settings, params)
+    return dataclasses.replace(study, command=command)
 
 
-def _mutable(plan: plans.Plan, scheduler: Any) -> dict[str, Any]:
-    """What population based training changes, from where each trial stands now."""
-    names = search.mutations(scheduler)
-    now = [plan.current(row) for row in plan.rows] if names else []
+# ---- before it runs -------------------------------------------------------------------------
 
-    def drawer(name: str) -> Any:
-        return tune.sample_from(lambda config: now[config["number"]][name])
 
-    return {name: drawer(name) for name in names if all(name in one for one in now)}
+def check(study: Study, prepare: bool, resumed: bool) -> list[Preflight]:
+    """Check the trials of all stages, of later ones as if the earlier had ended well.
+
+    Args:
+        study: the study.
+        prepare: it is going to run: make data files that are missing, and refuse the name of
+            another experiment.
+        resumed: it was begun before.
+
+    Raises:
+        UserError: whatever cannot work, a snapshot among it that no stage makes.
+    """
+    if prepare and not resumed:
+        driver.refuse_existing(study.exp_id, study.folder.exists())
+    registry.discover()
+    found, promised = [], set()
+    for stage, plan in study.stages:
+        _require_made(study, plan, promised)
+        begun = resumed and plan.exists()
+        found.append(preflight.check(plan, stage.exp_args, prepare, begun, promised))
+        if stage.move:
+            promised |= {_destination(stage, plan, row) for row in plan.rows}
+    return found
+
+
+def _destination(stage: Stage, plan: Plan, row: plans.Row) -> str:
+    """The snapshot that a trial's checkpoint will be."""
+    configure.load(plan.spec, row.overrides)
+    parts = configure.would_build("trial")
+    values = {f"{part}.{key}": item
+              for part, known in parts.items() for key, item in known.items()}  # fmt: skip
+    return f"{plan.exp_id}/{relocate.format_name(stage.move or '', values | row.overrides)}"
+
+
+def _require_made(study: Study, plan: Plan, promised: set[str]) -> None:
+    for row in plan.rows:
+        name = row.overrides.get(PRETRAINED)
+        if name and name.startswith(f"{study.exp_id}/") and name not in promised:
+            raise UserError(f"config/ray/{study.ray}.py: no earlier stage makes the snapshot "
+                            f"'{name}'{nearest(name, promised)}")  # fmt: skip
+
+
+def show(study: Study, found: list[Preflight], how: driver.How) -> None:
+    """Print the stages with what they vary and how long they may take."""
+    rows, whole = [], 0.0
+    for (stage, plan), checked in zip(study.stages, found, strict=True):
+        each = None
+        if not how.address:  # whose machines are not known here
+            have = cpus(), devices.gpus()
+            resources, _ = shares.fit(plan.exp_args["resources_per_trial"], *have)
+            each = _seconds(plan, resources)
+            side = 1 if how.local else shares.at_once(resources, *have)
+            whole += sum(each or ()) / side
+        rows.append([stage.name, plan.total, _variety(plan), round(checked.total(plan)),
+                     "?" if each is None else clock(sum(each))])  # fmt: skip
+        if needed := disk.estimate(plan, checked.bytes, max([0, *checked.rounds.values()])):
+            print(f"{stage.name}: {disk.check_room(plan, needed)}")
+    print(study.question)
+    print(table(rows, ["stage", "trials", "of", "rounds", "trial time"]))
+    unknown = any(row[-1] == "?" for row in rows)
+    told = f"about {clock(whole)}, from a few minibatches of each kind of trial"
+    print(f"time: {'not known: no data here, or a cluster' if unknown else told}; "
+          f"results in {study.folder}")  # fmt: skip
+
+
+def _variety(plan: Plan) -> str:
+    """Such as '5 include x 3 seed'; of names that vary together the first."""
+    counts: dict[tuple[int, ...], str] = {}
+    for name in plan.varying():
+        values = [repr(row.overrides.get(name)) for row in plan.rows]
+        known = list(dict.fromkeys(values))
+        same = tuple(known.index(value) for value in values)
+        counts.setdefault(same, f"{len(known)} {name.rpartition('.')[2]}")
+    return " x ".join(counts.values())
+
+
+def _seconds(plan: Plan, resources: dict[str, float]) -> list[float] | None:
+    """Of each trial; one of each kind is timed."""
+    known: dict[str, float | None] = {}
+    for row in plan.rows:
+        kind = _kind(row)
+        if kind not in known:
+            values = {key: item for key, item in row.overrides.items() if key != PRETRAINED}
+            known[kind] = cost.seconds(plan.spec, values, resources)
+    each = [known[_kind(row)] for row in plan.rows]
+    return None if None in each else [seconds + OVERHEAD for seconds in each]
+
+
+def _kind(row: plans.Row) -> str:
+    values = row.overrides.items()
+    return repr([pair for pair in values if pair[0].rpartition(".")[2] not in SAME_PACE])
+
+
+# ---- running --------------------------------------------------------------------------------
+
+
+def run(study: Study, found: list[Preflight], how: driver.How) -> int:
+    """Run the stages one after another and write the report; returns the exit code."""
+    start = time.monotonic()
+    study.write()
+    code = 0
+    for number, ((stage, plan), checked) in enumerate(zip(study.stages, found, strict=True)):
+        print(f"\n{study.exp_id}, stage {number + 1} of {len(study.stages)}: {stage.name}, "
+              f"{plan.total} trials", flush=True)  # fmt: skip
+        ended = _run_stage(study, stage, plan, checked, how)
+        code = max(code, ended.code)
+        if ended.early:
+            ended.follow_up(study.exp_id)
+            return ended.code
+    from selfstudy.analysis import report
+
+    path = study.folder / REPORT
+    report.write([study.exp_id], path)
+    driver.upload(study.folder)
+    print(f"\n{clock(time.monotonic() - start)} in all; open {path}")
+    return code
+
+
+def _run_stage(
+    study: Study, stage: Stage, plan: Plan, checked: Preflight, how: driver.How
+) -> driver.Ended:
+    begun = plan.exists()
+    plan.waiting = frozenset(_waiting(study, plan))
+    if plan.waiting:
+        few = f"{len(plan.waiting)} of {plan.total} trials"
+        print(f"{few} cannot begin: their snapshot was not made")
+    if not begun or plan.unfinished():
+        ended = driver.execute(plan, stage.exp_args, checked, how, resumed=begun)
+        if ended.early:
+            return ended
+    else:
+        ended = driver.Ended(3 if driver.diverged(plan) else 0)
+        print("all trials have ended")
+    if stage.move:
+        ended_well = {name for name, status in plan.statuses().items() if status == "done"}
+        moves, _ = relocate.relocations(plan.exp_id, stage.move)
+        moves = [move for move in moves if move[0].parent.name in ended_well]
+        relocate.move(moves)
+        _draw(moves)
+    return dataclasses.replace(ended, code=max(ended.code, 3 * bool(plan.waiting)))
+
+
+def _draw(moves: list[relocate.Move]) -> None:
+    """Pictures of what trials have learnt, for the report; without them a study goes on."""
+    from selfstudy.evaluate import pictures
+
+    for source, destination in moves:
+        try:
+            pictures.draw(short_name(destination), source.parent)
+        except UserError as error:
+            print(f"no pictures of {short_name(destination)}: {error.text}")
+
+
+def _waiting(study: Study, plan: Plan) -> Iterator[str]:
+    """Trials that cannot begin, since the pretraining they start from has not ended well."""
+    for row in plan.rows:
+        name = row.overrides.get(PRETRAINED)
+        if name and name.startswith(f"{study.exp_id}/"):
+            if not is_snapshot(under_experiments(name)):
+                yield row.name

@@ -17,13 +17,16 @@ import torch
 
 import paths
 import util.files as files
-from selfstudy import configure, devices, monitor, registry, snapshot
-from selfstudy.parallel import Crew
+from selfstudy import configure, devices, registry
 from selfstudy.registry import Names
-from selfstudy.session import Report
-from util import checkpoints, environment, hparams
+from selfstudy.storage import checkpoints, snapshot
+from selfstudy.storage.mirror import Mirror
+from selfstudy.train import online_eval as monitor
+from selfstudy.train import tensorboard as hparams
+from selfstudy.train.processes import Crew
+from selfstudy.train.session import Report
+from util import environment
 from util.errors import UserError, cause
-from util.mirror import Mirror
 
 SPARE = 3  # checkpoints that nobody asked for, kept while a trial runs: others may adopt them
 POLL = 0.5  # seconds between two looks at whether to stop

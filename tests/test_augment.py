@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import functional as reference
 
-from selfstudy.augment import augment
-from selfstudy.transforms import (
+from selfstudy.data.augment import augment
+from selfstudy.data.transforms import (
     Blur,
     ColorJitter,
     Cutout,

@@ -13,7 +13,7 @@ import pytest
 
 import paths
 from bench.storm import problems, processes, until
-from selfstudy.plan import Plan
+from selfstudy.experiment.plan import Plan
 
 pytestmark = [
     pytest.mark.slow,

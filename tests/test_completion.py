@@ -9,7 +9,7 @@ import pytest
 
 import main
 from misc import completion
-from selfstudy import rayconfig
+from selfstudy.experiment import rayconfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash") or pytest.skip("needs bash", allow_module_level=True)

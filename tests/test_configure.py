@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import paths
-from selfstudy import configure, optim, rayconfig, registry, values
+from selfstudy import configure, registry, values
 from selfstudy.configure import Spec
+from selfstudy.experiment import rayconfig
+from selfstudy.train import optim
 from selfstudy.values import checked
 from util.errors import UserError, nearest
 

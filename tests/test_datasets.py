@@ -23,8 +23,10 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
 import paths
-from selfstudy.datasets import base, cifar, fashion, prepare
-from selfstudy.datasets.base import SPLITS, BaseDataset, pose_classes
+from selfstudy.data import dataset as base
+from selfstudy.data import prepare
+from selfstudy.data.dataset import SPLITS, BaseDataset, pose_classes
+from selfstudy.datasets import cifar, fashion
 from selfstudy.datasets.cifar import CIFARDataset
 from selfstudy.datasets.digits import DigitsDataset
 from selfstudy.datasets.fashion import FashionMNISTDataset

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 import paths
-from selfstudy import configure, registry, rehearsal
-from selfstudy.augment import augment
+from selfstudy import configure, registry
 from selfstudy.configure import Spec
+from selfstudy.data.augment import augment
+from selfstudy.data.transforms import Flip, PadCrop, ResizedCrop, Rotate90
+from selfstudy.experiment import rehearsal
 from selfstudy.models.wrapper import Wrapper
-from selfstudy.session import Session
 from selfstudy.tasks.base import classified, depth_errors
-from selfstudy.transforms import Flip, PadCrop, ResizedCrop, Rotate90
+from selfstudy.train.session import Session
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 

@@ -20,7 +20,8 @@ from packaging.requirements import Requirement
 
 import main
 import paths
-from selfstudy import configure, rayconfig, registry
+from selfstudy import configure, registry
+from selfstudy.experiment import rayconfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"

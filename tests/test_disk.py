@@ -5,10 +5,12 @@ import shutil
 import pytest
 
 import paths
-from selfstudy import configure, disk, rayconfig, snapshot
-from selfstudy import plan as plans
+from selfstudy import configure
+from selfstudy.experiment import disk, rayconfig
+from selfstudy.experiment import plan as plans
+from selfstudy.storage import checkpoints, snapshot
 from selfstudy.trial import Rules, Trial
-from util import checkpoints, files
+from util import files
 from util.errors import UserError
 
 SPEC = configure.Spec(("simulation/search",), ())

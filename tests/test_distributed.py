@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 import paths
-from selfstudy import configure, distributed, parallel, registry
+from selfstudy import configure, distributed, registry
 from selfstudy.configure import Spec
 from selfstudy.losses import contrastive, redundancy
 from selfstudy.models.heads import BatchRenorm
-from selfstudy.parallel import Crew
-from selfstudy.session import Session
 from selfstudy.tasks.base import classified, depth_errors
+from selfstudy.train import processes
+from selfstudy.train.processes import Crew
+from selfstudy.train.session import Session
 from selfstudy.trial import Rules, Trial, again
 from selfstudy.types import IGNORED
 from util.errors import UserError
@@ -167,8 +168,8 @@ def crew(held, shared_data, monkeypatch):
             "import test_distributed\nfrom selfstudy import registry\n"
             "registry.register('job', 'checks')(test_distributed.Checks)\n"
         )
-        boot = parallel._BOOT.replace("parallel.serve", f"{extra}parallel.serve")
-        monkeypatch.setattr(parallel, "_BOOT", boot)
+        boot = processes._BOOT.replace("processes.serve", f"{extra}processes.serve")
+        monkeypatch.setattr(processes, "_BOOT", boot)
         monkeypatch.setattr(paths, "DATA_DIR", shared_data)
         held[:] = [Crew(2, "cpu")]
     return held[0]
@@ -321,8 +322,8 @@ def test_a_minibatch_must_be_shared_evenly(crew):
     gin.clear_config()
     parts = {"trial": {"processes": 4}, "train/dataloader": {"batch_size": 30}}
     with pytest.raises(UserError, match="= 30: 4 processes"):
-        parallel.check(parts)
-    parallel.check(parts | {"train/dataloader": {"batch_size": 32}})
+        processes.check(parts)
+    processes.check(parts | {"train/dataloader": {"batch_size": 32}})
 
 
 def test_a_process_ends_with_its_parent(crew):
@@ -333,7 +334,7 @@ def test_a_process_ends_with_its_parent(crew):
     child.stdin.close()  # as when the first process is killed
     assert child.wait(60) == 0
     child.stdin = open(os.devnull, "w")
-    with pytest.raises(parallel.Failed, match="process 2 of 2 ended with code 0"):
+    with pytest.raises(processes.Failed, match="process 2 of 2 ended with code 0"):
         crew.round(run, silent)
     assert not torch.distributed.is_initialized() and not crew._folder.exists()
 
@@ -342,7 +343,7 @@ def test_why_another_process_has_failed_is_told(free):
     crew = Crew(2, "cpu")
     run = built(crew=crew)
     crew.build(Spec(("digits/r9/classify",), ("no.such = 1",)), {})
-    with pytest.raises(parallel.Failed, match="process 2 of 2: -p 'no.such = 1': nothing is"):
+    with pytest.raises(processes.Failed, match="process 2 of 2: -p 'no.such = 1': nothing is"):
         crew.round(run, silent)
 
 
@@ -360,7 +361,7 @@ def test_a_trial_survives_the_end_of_a_process(free, tmp_path):
     first.step()
     first.crew._children[0].kill()
     with pytest.raises(
-        parallel.Killed, match=r"process 2 of 2 was killed \(SIGKILL\)"
+        processes.Killed, match=r"process 2 of 2 was killed \(SIGKILL\)"
     ) as error:
         first.step()
     assert again(error.value)

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import main
-from selfstudy import configure, rayconfig, registry, stages
+from selfstudy import configure, registry
+from selfstudy import study as stages
+from selfstudy.experiment import rayconfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

@@ -4,8 +4,8 @@ import numpy as np
 import pandas
 import pytest
 
-from util import efficiency
-from util.efficiency import LABELS, METHOD, PANEL
+from selfstudy.analysis import efficiency
+from selfstudy.analysis.efficiency import LABELS, METHOD, PANEL
 
 
 def frame(rows, **more):

@@ -14,12 +14,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import paths
-from selfstudy import configure, registry, snapshot
-from selfstudy.augment import Augmentation
+from selfstudy import configure, registry
+from selfstudy.data.augment import Augmentation
 from selfstudy.datasets.digits import DigitsDataset
 from selfstudy.evaluate import features, logistic
 from selfstudy.evaluate.encoder import Encoder
-from selfstudy.session import Session
+from selfstudy.storage import snapshot
+from selfstudy.train.session import Session
 from selfstudy.types import Batch
 from util.errors import UserError
 

@@ -14,9 +14,9 @@ from selfstudy import configure, registry
 from selfstudy.models.amdim_ref import AmdimEncoder
 from selfstudy.models.heads import StandardisedConv2d
 from selfstudy.models.resnet import DEEP, ResNet, init_resnet
+from selfstudy.models.torchvision_zoo import NAMES, PREFIX, Torchvision, _as_map
 from selfstudy.models.vit import ViT
 from selfstudy.models.wrapper import Wrapper
-from selfstudy.models.zoo import NAMES, PREFIX, Torchvision, _as_map
 from selfstudy.types import Batch, DataInfo
 from util.errors import UserError
 

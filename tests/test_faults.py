@@ -25,14 +25,17 @@ from sockets import listening
 import main
 import paths
 from bench.storm import TIMING, problems, processes, quiet, rows_of, until
-from selfstudy import cluster, configure, rayconfig, search, snapshot, upkeep
-from selfstudy import plan as plans
+from selfstudy import configure
 from selfstudy import trial as trials
-from selfstudy.interrupt import Interrupted, Interrupts
-from selfstudy.plan import Plan
-from selfstudy.simulation import Simulation
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import rayconfig, upkeep
+from selfstudy.experiment.interrupts import Interrupted, Interrupts
+from selfstudy.experiment.plan import Plan
+from selfstudy.storage import checkpoints, snapshot
+from selfstudy.train.simulation import Simulation
 from selfstudy.trial import Rules, Superseded, Trial
-from util import checkpoints, files
+from selfstudy.tune import cluster, search
+from util import files
 from util.errors import UserError
 
 SPEC = configure.Spec(("simulation/search",), ())
@@ -428,7 +431,7 @@ def test_a_driver_shows_signs_of_life_also_without_ray(run, monkeypatch):
 
 
 def test_a_driver_that_fails_leaves_no_owner_behind(run, monkeypatch):
-    from selfstudy import solo
+    from selfstudy.experiment import local as solo
 
     def fail(*args):
         raise UserError("no")
@@ -581,7 +584,7 @@ def test_a_machine_that_dies_has_left_the_plan_in_the_mirror(run, monkeypatch, t
 
 
 def test_a_mirror_that_goes_away_ends_nothing(run, monkeypatch, tmp_path):
-    from util.mirror import Mirror
+    from selfstudy.storage.mirror import Mirror
 
     monkeypatch.setenv("SELFSTUDY_MIRROR", f"file://{tmp_path}/mirror")
 

@@ -14,13 +14,13 @@ from PIL import Image
 from test_results import journal, plan, trial
 
 import paths
-from util import efficiency, figures, results, sheets
+from selfstudy.analysis import efficiency, figures, results, sheets
+from selfstudy.analysis.figures import canvas
+from selfstudy.analysis.figures.schedule import rank_correlation
+from selfstudy.analysis.figures.slots import Bar, Elapsed, bars, packed
+from selfstudy.analysis.figures.sweep import Scale, varying
+from selfstudy.analysis.utility import interval
 from util.errors import UserError
-from util.figures import canvas
-from util.figures.schedule import rank_correlation
-from util.figures.slots import Bar, Elapsed, bars, packed
-from util.figures.sweep import Scale, varying
-from util.utility import interval
 
 HOSTILE = [
     "$x_{",

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import paths
-from selfstudy import configure, registry, rehearsal
-from selfstudy.augment import augment
+from selfstudy import configure, registry
 from selfstudy.configure import Spec
-from selfstudy.session import Session
+from selfstudy.data.augment import augment
+from selfstudy.experiment import rehearsal
+from selfstudy.train.session import Session
 from selfstudy.types import DataInfo
 
 registry.discover()

@@ -4,7 +4,7 @@ import pytest
 from tensorboard.plugins.hparams import api_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from util import hparams
+from selfstudy.train import tensorboard as hparams
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)
 

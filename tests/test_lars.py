@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from selfstudy import optim
-from selfstudy.lars import LARS
+from selfstudy.train import optim
+from selfstudy.train.lars import LARS
 from util.errors import UserError
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import paths
+from selfstudy.data.loader import Loader
 from selfstudy.datasets.syn import SynDataset
-from selfstudy.loader import Loader
 from selfstudy.types import Batch
 
 ROWS, RES = 600, 4

@@ -16,9 +16,12 @@ import torch
 
 import main
 import paths
-from selfstudy import configure, devices, rayconfig, snapshot, solo, summary
-from selfstudy import plan as plans
+from selfstudy import configure, devices
 from selfstudy.configure import Spec
+from selfstudy.experiment import local as solo
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import rayconfig, summary
+from selfstudy.storage import snapshot
 from util.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -492,7 +495,7 @@ def test_a_run_writes_no_number_that_its_seed_does_not_give(typed, tmp_path):
 
 
 def test_a_trial_that_fails_is_reported_with_exit_code_3(typed, tmp_path, monkeypatch):
-    from selfstudy.session import Session
+    from selfstudy.train.session import Session
 
     def broken(self, report):
         raise FloatingPointError("loss is nan\nand more")
@@ -508,7 +511,7 @@ def test_a_trial_that_fails_is_reported_with_exit_code_3(typed, tmp_path, monkey
 
 
 def test_an_interrupted_run_says_how_to_continue(typed, tmp_path, monkeypatch):
-    from selfstudy.session import Session
+    from selfstudy.train.session import Session
 
     def interrupted(self, report):
         raise KeyboardInterrupt

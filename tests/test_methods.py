@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfstudy import configure, registry, snapshot
+from selfstudy import configure, registry
 from selfstudy.configure import Spec
 from selfstudy.models.wrapper import Wrapper
-from selfstudy.session import Session
+from selfstudy.storage import snapshot
 from selfstudy.tasks.base import PretextTask
+from selfstudy.train.session import Session
 from selfstudy.types import Batch
 from util.errors import UserError
 

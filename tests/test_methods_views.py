@@ -16,7 +16,7 @@ from selfstudy.methods.dino import DINOModel
 from selfstudy.methods.supcon import SupConTask
 from selfstudy.methods.swav import SwAVModel, SwAVTask
 from selfstudy.methods.vicreg import VICRegTask
-from selfstudy.models.views import Clock
+from selfstudy.models.siamese import Clock
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
 

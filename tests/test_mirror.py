@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 import paths
+from selfstudy.storage.mirror import VARIABLE, Mirror
 from util.errors import UserError
-from util.mirror import VARIABLE, Mirror
 
 TRIAL = "grid/e_lr=0.1_0000"
 
@@ -456,7 +456,7 @@ def test_a_bucket_that_is_not_there_is_named(server, monkeypatch):
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr("util.mirror.SECONDS", 0.2)
+    monkeypatch.setattr("selfstudy.storage.mirror.SECONDS", 0.2)
     monkeypatch.setattr(Mirror, "_open", lambda uri: time.sleep(5))
     monkeypatch.setenv(VARIABLE, "s3://b/p")
     start = time.monotonic()

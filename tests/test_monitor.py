@@ -15,12 +15,14 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import main
 import paths
-from selfstudy import configure, devices, distributed, monitor, registry, summary
+from selfstudy import configure, devices, distributed, registry
+from selfstudy.experiment import summary
 from selfstudy.losses.monitors import feature_std, nearest_classes, rank_me
 from selfstudy.methods.rotate import RotateTask
-from selfstudy.monitor import CLASSES, HEALTH, Monitor, collapsed, half_half
-from selfstudy.session import Session
 from selfstudy.tasks.classify import ClassifyTask
+from selfstudy.train import online_eval as monitor
+from selfstudy.train.online_eval import CLASSES, HEALTH, Monitor, collapsed, half_half
+from selfstudy.train.session import Session
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -313,7 +315,7 @@ def test_a_collapse_is_said_once_and_in_the_summary(typed, monkeypatch):
 
 
 def test_a_collapse_is_said_with_ray_as_well():
-    from selfstudy.study import _Watch
+    from selfstudy.tune.runner import _Watch
 
     said = []
     progress = SimpleNamespace(round=lambda *_: None, say=lambda text, color: said.append(text))

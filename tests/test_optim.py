@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from selfstudy import configure, optim, registry
-from util import meters
+from selfstudy import configure, registry
+from selfstudy.train import meters, optim
+from selfstudy.train.schedules import piecewise_linear
 from util.errors import UserError
-from util.schedules import piecewise_linear
 
 
 def weights():

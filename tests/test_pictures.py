@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from misc import pictures as tool
-from selfstudy import configure, pictures
+from selfstudy import configure
+from selfstudy.analysis import results
 from selfstudy.configure import Spec
+from selfstudy.evaluate import pictures
 from selfstudy.trial import Rules, Trial
-from util import results
 from util.errors import UserError
 
 SMALL = ("BaseDataset.input_res = 16", "ResNet.width = 0.125", "session.train_iters = 2",

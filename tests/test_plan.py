@@ -7,9 +7,11 @@ import pytest
 
 import main
 import paths
-from selfstudy import configure, rayconfig, registry, shares
-from selfstudy import plan as plans
-from selfstudy.plan import Plan
+from selfstudy import configure, registry
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import rayconfig
+from selfstudy.experiment import resources as shares
+from selfstudy.experiment.plan import Plan
 from util import files
 from util.errors import UserError
 

@@ -7,9 +7,10 @@ import torch
 
 import main
 import paths
-from selfstudy import configure, presets, registry, rehearsal
+from selfstudy import configure, presets, registry
 from selfstudy.configure import Spec
-from selfstudy.plan import Plan
+from selfstudy.experiment import rehearsal
+from selfstudy.experiment.plan import Plan
 from selfstudy.presets import BYOL, EqCo, MoCoV2, SimCLR, VICReg, VICRegCIFAR10
 from util.errors import UserError
 
@@ -284,7 +285,7 @@ def test_a_failure_is_told_and_the_next_call_goes_on(small, folders, monkeypatch
         raise RuntimeError("so it is")
 
     with monkeypatch.context() as patch:
-        patch.setattr("selfstudy.session.Session.round", fail)
+        patch.setattr("selfstudy.train.session.Session.round", fail)
         with pytest.raises(UserError, match="broken has failed: RuntimeError: so it is"):
             small.fit("broken", ["resources_per_trial.cpu=1"], quiet=True)
     assert small.fit("broken", quiet=True)["done"]

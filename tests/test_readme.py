@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import main
-from selfstudy import preflight, rayconfig, rehearsal, stages
+from selfstudy import study as stages
+from selfstudy.experiment import preflight, rayconfig, rehearsal
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

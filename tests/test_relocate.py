@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import paths
-from util import checkpoints, relocate
+from selfstudy.storage import checkpoints, relocate
 from util.errors import UserError
 
 BY_CHOICE = "{cfg[SynDataset.dataset_choice]}"

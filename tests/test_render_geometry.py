@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from selfstudy.datasets.base import pose_classes
+from selfstudy.data.dataset import pose_classes
 from selfstudy.render import shade
 from selfstudy.render.mesh import Mesh, normalised
 from selfstudy.render.raster import rasterise

@@ -14,8 +14,8 @@ from worlds import Fake, surroundings
 
 import paths
 from bench.storm import processes, quiet, until
-from selfstudy.render import chunks, produce
-from util import fetch, files, hdf5, parts, workers
+from selfstudy.render import chunks, parts, produce, workers
+from util import fetch, files, hdf5
 from util.errors import UserError
 
 IMAGES, RES = 240, 8
@@ -340,7 +340,7 @@ def test_processes_are_light_and_have_one_thread():
 
 SLEEPERS = """
 import sys; sys.path[:0] = sys.argv[1:3]
-from util import workers
+from selfstudy.render import workers
 import worlds
 print(dict(workers.spread(worlds.sleep, None, [0, 0, 300, 300], 2)))
 """
@@ -431,7 +431,7 @@ NODES = """
 import sys; sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from worlds import Fake
-from selfstudy import cluster
+from selfstudy.tune import cluster
 from selfstudy.render import produce
 from util.errors import UserError
 folder = Path(sys.argv[3])

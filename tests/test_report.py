@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import paths
-from util import compare, report, results
-from util.report import page
+from selfstudy.analysis import compare, report, results
+from selfstudy.analysis.report import page
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 BEGUN = 1_700_000_000.0
@@ -561,7 +561,7 @@ def test_ctrl_c_ends_watching_well(exp_dir, tmp_path, results_command, monkeypat
 
 
 def test_a_figure_takes_the_pages_colour_and_keeps_its_texts():
-    from util.figures import canvas
+    from selfstudy.analysis.figures import canvas
 
     picture, (ax,) = canvas.grid(1)
     ax.plot([0, 1], [0, 1.23456789], color=canvas.BLACK)

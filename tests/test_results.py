@@ -15,10 +15,10 @@ import pytest
 
 import main
 from misc import results as tool
-from util import manifest as manifests
-from util import results
+from selfstudy.analysis import results
+from selfstudy.storage import manifest as manifests
+from selfstudy.storage.manifest import Manifest
 from util.errors import UserError
-from util.manifest import Manifest
 
 RATES = (0.1, 0.2, 0.3)
 NAMES = [f"e_lr={rate}_{number:04d}" for number, rate in enumerate(RATES)]

@@ -14,11 +14,12 @@ from torch import nn
 
 import paths
 from misc import save_network_output as tool
-from selfstudy import registry, snapshot
-from selfstudy.datasets.base import BaseDataset, Store
+from selfstudy import registry
+from selfstudy.data.dataset import BaseDataset, Store
 from selfstudy.datasets.digits import DigitsDataset
 from selfstudy.evaluate import features, logistic
 from selfstudy.evaluate.encoder import Encoder
+from selfstudy.storage import snapshot
 from util.errors import UserError
 
 registry.discover()

@@ -6,8 +6,10 @@ import pytest
 from doubles import Running
 
 import paths
-from selfstudy import configure, rayconfig, search
-from selfstudy import plan as plans
+from selfstudy import configure
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import rayconfig
+from selfstudy.tune import search
 from util import files
 from util.errors import UserError
 

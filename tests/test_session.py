@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from selfstudy import configure, registry, snapshot
-from selfstudy.loader import derived_seed
-from selfstudy.session import Session
+from selfstudy import configure, registry
+from selfstudy.data.loader import derived_seed
+from selfstudy.storage import snapshot
+from selfstudy.train.session import Session
 from util.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("folders")

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 import paths
-from selfstudy import snapshot
-from util import checkpoints
+from selfstudy.storage import checkpoints, snapshot
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,13 @@ import pytest
 
 import main
 import paths
-from selfstudy import cost, driver, rayconfig, stages
+from selfstudy import run as driver
+from selfstudy import study as stages
+from selfstudy.analysis import results
 from selfstudy.configure import Spec
-from util import files, results
+from selfstudy.experiment import duration as cost
+from selfstudy.experiment import rayconfig
+from util import files
 from util.errors import UserError
 
 FILE = """

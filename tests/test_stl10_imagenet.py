@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import paths
+from selfstudy.data.dataset import SPLITS
+from selfstudy.data.prepare import resized
 from selfstudy.datasets import stl10
-from selfstudy.datasets.base import SPLITS
 from selfstudy.datasets.imagenet import ImageNetDataset
-from selfstudy.datasets.prepare import resized
 from selfstudy.datasets.stl10 import STL10Dataset
 from util.errors import UserError
 

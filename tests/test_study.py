@@ -12,7 +12,7 @@ import pytest
 import paths
 from bench.storm import TIMING, processes, until, workers
 from selfstudy import configure, devices
-from selfstudy import plan as plans
+from selfstudy.experiment import plan as plans
 from selfstudy.trial import Rules, Trial
 from util import files
 
@@ -93,7 +93,7 @@ def test_stop_rules_end_a_trial(experiments):
 def test_search_spaces_are_drawn_as_ray_would():
     from ray import tune
 
-    from selfstudy import search
+    from selfstudy.tune import search
 
     space = {
         "a.b": tune.grid_search([1, 2]),

@@ -6,8 +6,10 @@ import pytest
 
 import main
 import paths
-from selfstudy import configure, preflight, rayconfig, shares, summary
-from selfstudy import plan as plans
+from selfstudy import configure
+from selfstudy.experiment import plan as plans
+from selfstudy.experiment import preflight, rayconfig, summary
+from selfstudy.experiment import resources as shares
 from util import files
 from util.errors import UserError
 

@@ -15,9 +15,9 @@ from worlds import Fake
 import paths
 from misc import data as tool
 from misc import render as command
-from selfstudy.datasets.base import SPLITS, BaseDataset, NotPrepared
+from selfstudy.data.dataset import SPLITS, BaseDataset, NotPrepared
+from selfstudy.data.loader import Loader
 from selfstudy.datasets.syn import SynDataset, default_world
-from selfstudy.loader import Loader
 from selfstudy.render import chunks, produce, textures, world
 from selfstudy.render.world import World
 from util import hdf5

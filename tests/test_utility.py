@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
-from util import utility
-from util.utility import AT_LEAST, AT_MOST, EXACT
+from selfstudy.analysis import utility
+from selfstudy.analysis.utility import AT_LEAST, AT_MOST, EXACT
 
 LABELS = (100, 250, 1000, 4000, 20000)
 

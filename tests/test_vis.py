@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from test_results import trial
 
 import paths
+from selfstudy.analysis.published.grids import number_texts
 from util import vis
 from util.errors import UserError
-from util.published.grids import number_texts
 
 SETS = ("xlg0010", "xlg1111")
 AMOUNTS = (100, 1000)
@@ -357,7 +357,7 @@ def test_a_row_for_each_setting_of_the_others(table):
 
 
 def test_hostile_names_are_only_text(nested, table):
-    from util.figures.canvas import svg
+    from selfstudy.analysis.figures.canvas import svg
 
     bad = ["$x_{", "<script>", "a\n\x1b[2J", "y" * 300]
     results = {name: nested["rotate"] for name in bad} | {"scratch": nested["scratch"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util import workers
+from selfstudy.render import workers
 from util.errors import UserError
 
 

@@ -1,11 +1,12 @@
 """What notebooks import: all figures, and the published program's names.
 
-from util import results, vis
+from selfstudy.analysis import results
+from util import vis
 
 vis.slices(results.trials("grid"), "valid_accuracy", save="grid")
 """
 
-from util.figures import (
+from selfstudy.analysis.figures import (
     accuracy,
     confusion,
     contact_sheet,
@@ -18,9 +19,18 @@ from util.figures import (
     training,
     utility,
 )
-from util.published import ExperimentResult, calc_utility, convert_ds_name, merge_results
-from util.published.figures import accuracy_plot, compare_training_curves, utility_plot
-from util.published.grids import (
+from selfstudy.analysis.published import (
+    ExperimentResult,
+    calc_utility,
+    convert_ds_name,
+    merge_results,
+)
+from selfstudy.analysis.published.figures import (
+    accuracy_plot,
+    compare_training_curves,
+    utility_plot,
+)
+from selfstudy.analysis.published.grids import (
     compare_hyper_exps,
     display_hyperparam_results,
     draw_number_grid,

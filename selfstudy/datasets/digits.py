@@ -3,8 +3,8 @@
 import gin
 import numpy as np
 
-from selfstudy.datasets.base import BaseDataset
-from selfstudy.datasets.prepare import Source, resized, stratified
+from selfstudy.data.dataset import BaseDataset
+from selfstudy.data.prepare import Source, resized, stratified
 from selfstudy.registry import register
 
 SIZES = {"train": 1197, "valid": 300, "test": 300}

@@ -7,8 +7,8 @@ import gin
 import numpy as np
 
 import paths
-from selfstudy.datasets.base import BaseDataset
-from selfstudy.datasets.prepare import Source, in_blocks, resized
+from selfstudy.data.dataset import BaseDataset
+from selfstudy.data.prepare import Source, in_blocks, resized
 from selfstudy.registry import register
 from util.errors import UserError
 from util.fetch import fetch

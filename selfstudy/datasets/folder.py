@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import paths
-from selfstudy.datasets.base import SPLITS, BaseDataset
-from selfstudy.datasets.prepare import Source, stratified
+from selfstudy.data.dataset import SPLITS, BaseDataset
+from selfstudy.data.prepare import Source, stratified
 from selfstudy.registry import register
 from util.errors import UserError
 from util.files import PICTURES, given_folder

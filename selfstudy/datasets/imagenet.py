@@ -7,9 +7,9 @@ import gin
 import numpy as np
 
 import paths
-from selfstudy.datasets.base import BaseDataset
+from selfstudy.data.dataset import BaseDataset
+from selfstudy.data.prepare import Source, stratified
 from selfstudy.datasets.folder import class_numbers, decoded, pictures, shuffled
-from selfstudy.datasets.prepare import Source, stratified
 from selfstudy.registry import register
 from util.errors import UserError
 

@@ -9,8 +9,8 @@ import gin
 import numpy as np
 
 import paths
-from selfstudy.datasets.base import BaseDataset
-from selfstudy.datasets.prepare import Source, resized
+from selfstudy.data.dataset import BaseDataset
+from selfstudy.data.prepare import Source, resized
 from selfstudy.registry import register
 from selfstudy.types import IGNORED
 from util import hdf5

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import paths
-from selfstudy.datasets.base import BaseDataset
+from selfstudy.data.dataset import BaseDataset
 from selfstudy.registry import register
 from selfstudy.render import produce, world
 from selfstudy.types import DENSE

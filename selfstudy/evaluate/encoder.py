@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfstudy import configure, devices, registry, snapshot
-from selfstudy.augment import Augmentation
-from selfstudy.datasets.base import BaseDataset, NotPrepared
-from selfstudy.snapshot import Snapshot
+from selfstudy import configure, devices, registry
+from selfstudy.data.augment import Augmentation
+from selfstudy.data.dataset import BaseDataset, NotPrepared
+from selfstudy.storage import snapshot
+from selfstudy.storage.snapshot import Snapshot
 from selfstudy.types import DataInfo
 from util.errors import UserError
 

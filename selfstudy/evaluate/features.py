@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfstudy.datasets.base import BaseDataset
+from selfstudy.data.dataset import BaseDataset
 from selfstudy.evaluate.encoder import Encoder, Pixels
 from selfstudy.types import IGNORED
 from util import hdf5

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfstudy.datasets.base import BaseDataset
-from selfstudy.datasets.prepare import balanced_order
+from selfstudy.data.dataset import BaseDataset
+from selfstudy.data.prepare import balanced_order
 from selfstudy.types import IGNORED
 from util import hdf5
 from util.errors import UserError

@@ -19,7 +19,7 @@ from selfstudy.losses import monitors
 from selfstudy.losses.banks import amdim_nce
 from selfstudy.models.amdim_ref import AmdimEncoder
 from selfstudy.models.resnet import ResnetModel
-from selfstudy.models.views import check_views
+from selfstudy.models.siamese import check_views
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output

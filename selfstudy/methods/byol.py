@@ -9,7 +9,7 @@ import torch
 
 from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
-from selfstudy.models.views import Lagging
+from selfstudy.models.siamese import Lagging
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, Output

@@ -16,7 +16,7 @@ from torch import Tensor
 from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.losses.contrastive import Contrast
-from selfstudy.models.views import Lagging, enqueue
+from selfstudy.models.siamese import Lagging, enqueue
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
+from selfstudy.data.transforms import Rotate90
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
-from selfstudy.transforms import Rotate90
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 
 ANGLES = 4

@@ -8,7 +8,7 @@ import gin
 
 from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
-from selfstudy.models.views import TwoViews
+from selfstudy.models.siamese import TwoViews
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Output

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
-from selfstudy.models.views import TwoViews, check_views
+from selfstudy.models.siamese import TwoViews, check_views
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, Features, Output

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfstudy import distributed
 from selfstudy.losses import clusters, monitors
-from selfstudy.models.views import Clock, TwoViews, enqueue
+from selfstudy.models.siamese import Clock, TwoViews, enqueue
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
+from selfstudy.data.transforms import ResizedCrop, span
 from selfstudy.losses import monitors
 from selfstudy.losses.precision import full_precision
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import register
 from selfstudy.tasks.base import Metrics, PretextTask
-from selfstudy.transforms import ResizedCrop, span
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 

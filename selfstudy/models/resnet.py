@@ -1,7 +1,7 @@
 """Residual networks as encoders: images to named feature maps and one embedding.
 
 ResNet-9 follows the small network of the DAWNBench CIFAR-10 entries (D. Page, "How to train
-your ResNet", 2018) with CELU(0.075). The deep ones are in `models.deep`.
+your ResNet", 2018) with CELU(0.075). The deep ones are in `models.resnet_stages`.
 """
 
 from typing import Annotated
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfstudy.models.deep import DEEP, deep_stages
+from selfstudy.models.resnet_stages import DEEP, deep_stages
 from selfstudy.registry import Names, get, register
 from selfstudy.types import Batch, DataInfo, Features
 from util.errors import UserError

@@ -6,9 +6,10 @@ import gin
 import torch
 from torch import Tensor, nn
 
-from selfstudy import registry, snapshot
+from selfstudy import registry
 from selfstudy.models.resnet import BackboneName
 from selfstudy.registry import register
+from selfstudy.storage import snapshot
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from selfstudy.render import chunks
+from selfstudy.render import chunks, workers
+from selfstudy.render.parts import Part
 from selfstudy.render.world import World
-from util import hdf5, workers
+from util import hdf5
 from util.errors import UserError
 from util.fetch import progress
-from util.parts import Part
 
 LEAST, WIDTHS = 12, (8, 1024)  # images: one a bucket; pixels
 BLOCK = 10000  # images looked at together

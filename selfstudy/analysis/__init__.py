@@ -1,0 +1,1 @@
+"""Results as frames, figures and pages, without torch and Ray."""

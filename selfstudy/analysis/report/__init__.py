@@ -1,0 +1,270 @@
+"""One page that tells what experiments have found.
+
+    from util import report
+
+    report.write(["u1"], "report.html")
+
+Plain files are read and nothing in them is executed or loaded, so a stranger's experiments are
+safe to look at.
+"""
+
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfstudy.analysis import efficiency, results
+from selfstudy.analysis.compare import Group, groups
+from selfstudy.analysis.efficiency import Curves
+from selfstudy.analysis.report import chapters, page
+from selfstudy.analysis.results import METRIC, Experiment, Trial
+from util import files
+from util.errors import UserError
+from util.progress import ENDED
+
+if TYPE_CHECKING:
+    import pandas
+
+FALLBACK = (METRIC, "valid_accuracy", "train_accuracy", "train_loss")  # without the search's
+
+
+@dataclasses.dataclass
+class Findings:
+    """What all chapters tell of.
+
+    Attributes:
+        names: as the user has typed them.
+        experiments: those behind the names.
+        study: of `results.study`; empty when it is none.
+        coming: whether the study has stages that are not even planned.
+        frame, rounds: of all their trials.
+        answering: the experiments that the headline is about.
+        part: of `frame`, their trials.
+        metric, mode: what trials are compared by.
+        valueless: the search's metric, where no trial has a value of it.
+        groups: their trials grouped over seeds, best first.
+        curves: accuracies against labels, where trials differ in labels and pretraining.
+    """
+
+    names: list[str]
+    experiments: list[Experiment]
+    study: dict[str, Any]
+    coming: bool
+    frame: "pandas.DataFrame"
+    rounds: "pandas.DataFrame"
+    answering: list[Experiment]
+    part: "pandas.DataFrame"
+    metric: str
+    mode: str
+    valueless: str
+    groups: list[Group]
+    curves: Curves | None
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Of all experiments."""
+        return [trial for experiment in self.experiments for trial in experiment.trials]
+
+    @property
+    def several(self) -> bool:
+        """Whether the headline is about more than one experiment."""
+        return len(self.answering) > 1
+
+
+def gather(names: Sequence[str | Path]) -> Findings:
+    """Read what the page tells of.
+
+    Args:
+        names: of experiments, or of studies, which stand for those inside.
+
+    Raises:
+        UserError: one doesn't exist.
+    """
+    read = {one.folder: one for one in map(results.read, results.expand(names))}
+    experiments = list(read.values())
+    folders = [folder for folder in map(results.locate, names) if folder]
+    studies = {folder: told for folder in folders if (told := results.study(folder))}
+    study = next(iter(studies.values()), {})
+    planned = [folder / stage for folder, told in studies.items()
+               for stage in told.get("stages", [])]  # fmt: skip
+    frame = results.trial_frame(experiments)
+    rounds = results.round_frame(experiments)
+    answering = _answering(experiments, study)
+    curves = None
+    if labelled := _labelled(experiments, frame):
+        curves = _curves(frame[frame.exp.isin([one.name for one in labelled])])
+        answering = labelled if curves else answering
+    part = frame[frame.exp.isin([one.name for one in answering])]
+    metric, mode = _goal(answering, part)
+    metric = curves.metric if curves else metric
+    wanted = [name for one in answering for name, _ in one.goals()]
+    trials = [trial for one in answering for trial in one.trials]
+    return Findings(
+        names=list(map(str, names)), experiments=experiments, study=study,
+        coming=any(folder not in read for folder in planned), frame=frame, rounds=rounds,
+        answering=answering, part=part, metric=metric, mode=mode,
+        valueless="" if metric in wanted or not wanted else wanted[0],
+        groups=groups(trials, metric, mode), curves=curves,
+    )  # fmt: skip
+
+
+def _answering(experiments: list[Experiment], study: dict[str, Any]) -> list[Experiment]:
+    """A study's last stage that has results answers its question."""
+    begun = [one for one in experiments if any(trial.rounds for trial in one.trials)]
+    return begun[-1:] if study and begun else experiments
+
+
+def _labelled(experiments: list[Experiment], frame: "pandas.DataFrame") -> list[Experiment]:
+    """Those whose trials override the number of labels."""
+    if efficiency.LABELS not in frame:
+        return []
+    names = set(frame.loc[frame[efficiency.LABELS].notna(), "exp"])
+    return [one for one in experiments if one.name in names]
+
+
+def _curves(part: "pandas.DataFrame") -> Curves | None:
+    if not efficiency.has_curves(part):
+        return None
+    try:
+        found = efficiency.curves(part)
+    except ValueError:  # no trial has an accuracy
+        return None
+    return found if found.values else None
+
+
+def _goal(experiments: list[Experiment], frame: "pandas.DataFrame") -> tuple[str, str]:
+    """The search's metric that trials have a value of, else a usual one."""
+    goals = dict(goal for one in experiments for goal in one.goals())
+    usual = {name: "min" if "loss" in name else "max" for name in FALLBACK}
+    known = [(name, mode) for name, mode in (usual | goals).items()
+             if name in frame and frame[name].notna().any()]  # fmt: skip
+    preferred = [pair for pair in known if pair[0] in goals]
+    return next(iter(preferred + known), next(iter(goals.items()), (METRIC, "max")))
+
+
+# ---- the page -------------------------------------------------------------------------------
+
+
+def make(names: Sequence[str | Path]) -> str:
+    """The page as text.
+
+    Args:
+        names: of experiments or studies.
+
+    Raises:
+        UserError: an experiment that doesn't exist.
+    """
+    return _made(gather(names))
+
+
+def _made(found: Findings, refresh: int = 0) -> str:
+    draw = Drawer()
+    parts = [chapter(found, draw) for chapter in chapters.ALL]
+    title = found.study.get("question") or ", ".join(found.names)
+    return page.render(title, chapters.header(found), parts, refresh)
+
+
+class Drawer:
+    """Makes figures for one page, each with its own number."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(
+        self, caption: str, function: Callable[..., Any], *args: Any, **options: Any
+    ) -> list[page.Drawing | page.Text]:
+        """The figure that `function` makes; none where it finds nothing to show."""
+        self.count += 1
+        try:
+            with warnings.catch_warnings():  # a stranger's numbers may leave all scales
+                warnings.simplefilter("ignore", RuntimeWarning)
+                picture = page.inline(function(*args, **options), caption, self.count)
+        except UserError:
+            return []
+        except (ArithmeticError, ValueError):
+            return [page.Text([f"No figure could be drawn of this: {caption}."])]
+        return [page.Drawing(picture, caption)]
+
+
+def write(names: Sequence[str | Path], output: str | Path) -> int:
+    """Write the page, whole or not at all; returns the number of trials in it.
+
+    Raises:
+        UserError: an experiment that doesn't exist, or a file that cannot be written.
+    """
+    path = writable(output)
+    found = gather(names)
+    _write(path, _made(found))
+    return len(found.trials)
+
+
+def writable(output: str | Path) -> Path:
+    """`output` as a path of a file in a folder that is there.
+
+    Raises:
+        UserError: it is none.
+    """
+    path = Path(output)
+    if "\0" in str(path):
+        raise UserError(f"-o {path}: no file can have such a name")
+    if os.path.isdir(path):  # unlike is_dir, false for a name that is too long
+        raise UserError(f"-o {path} is a folder: name a file in it")
+    if not os.path.isdir(path.parent):
+        raise UserError(f"-o {path}: there is no folder {path.parent}")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        files.write_text(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+# ---- while they run -------------------------------------------------------------------------
+
+
+def watch(
+    names: Sequence[str | Path],
+    output: str | Path,
+    every: float,
+    said: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Write the page again whenever results have changed, until every trial has ended.
+
+    Args:
+        names: of experiments or studies.
+        output: the file.
+        every: seconds between two looks.
+        said: gets a line for each page.
+        sleep: waits for so many seconds.
+
+    Raises:
+        UserError: as for `write`, or `every` is below 1.
+    """
+    if not every >= 1:
+        raise UserError(f"--watch {every:g}: expected seconds, 1 or more")
+    path = writable(output)
+    before: Any = None
+    while True:
+        found = gather(names)
+        ended = _ended(found)
+        now = [(trial.exp, trial.name, trial.status, trial.why, len(trial.rounds), trial.last)
+               for trial in found.trials]  # fmt: skip
+        if now != before or ended:
+            _write(path, _made(found, 0 if ended else max(1, round(every))))
+            count = sum(trial.status in ENDED for trial in found.trials)
+            said(f"{path}: {count} of {len(found.trials)} trials have ended")
+        if ended:
+            return
+        before = now
+        sleep(every)
+
+
+def _ended(found: Findings) -> bool:
+    """Whether nothing is still to come, of a study's later stages neither."""
+    return not found.coming and all(trial.status in ENDED for trial in found.trials)

@@ -1,0 +1,1 @@
+"""What turns files into minibatches on the device."""

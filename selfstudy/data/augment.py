@@ -1,0 +1,352 @@
+"""The augmentation of a minibatch: stored bytes to normalised, randomly changed images.
+
+`Augmentation` does in few passes what the transforms of `transforms.py` would do one after
+another: it picks whole rows of the stored bytes (flip, crop), folds normalisation and colour
+into one matrix an image, and sets pads and holes to 0 by one mask.
+"""
+
+import gin
+import torch
+from torch import Generator, Tensor
+
+from selfstudy import distributed
+from selfstudy.data.transforms import (
+    Blur,
+    ColorJitter,
+    Cutout,
+    Flip,
+    Grayscale,
+    PadCrop,
+    PhotoJitter,
+    ResizedCrop,
+    Transform,
+    mix,
+    span,
+    weights,
+)
+from selfstudy.types import DENSE, DataInfo
+from util import color
+from util.errors import UserError
+
+
+def _rows(images: Tensor, flip: Tensor | None, window: Tensor | None) -> Tensor:
+    """Mirror, pad and crop images by copying whole rows, in their own type.
+
+    Args:
+        images: [n, C, H, W].
+        flip: [n, 1] bool, as of `Flip`; None mirrors nothing.
+        window: [n, 2], as of `PadCrop`; None for no crop.
+    """
+    n, channels, height, width = images.shape
+    pad = 0 if window is None else PadCrop.pad(height)
+    tall, wide = height + 2 * pad, width + 2 * pad
+    padded = images.new_zeros((1 if flip is None else 2, n, channels, tall, wide))
+    inner = padded[..., pad : pad + height, pad : pad + width]
+    inner[0] = images
+    if flip is not None:
+        inner[1] = images.flip(-1)
+
+    def steps(count: int, stride: int) -> Tensor:
+        return torch.arange(count, device=images.device) * stride
+
+    start = steps(n, channels * tall * wide)
+    if flip is not None:
+        start = start + flip[:, 0] * padded[0].numel()
+    if window is not None:
+        start = start + window[:, 0] * wide + window[:, 1]
+    starts = start[:, None, None] + steps(channels, tall * wide)[:, None] + steps(height, wide)
+    # Every place of the buffer as the start of a row: the rows overlap, nothing is copied yet.
+    places = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+    return places.index_select(0, starts.flatten()).view(images.shape)
+
+
+def _parts(images: Tensor) -> list[slice]:
+    """Slices of a batch whose temporaries stay in a CPU's cache; elsewhere one for all.
+
+    Large temporaries also go back to the system each time, and fetching their pages anew
+    took longer than the arithmetic.
+    """
+    n, _, height, width = images.shape
+    size = max(1, 2**17 // (height * width)) if images.device.type == "cpu" else n
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+
+class Augmentation:
+    """Makes a model's input of stored images: normalised float32, augmented when asked to.
+
+    Equal to applying `transforms` one after another (`resized_crop`, `blur` and
+    `photo_jitter` before the normalisation, the others after it) up to rounding, except for
+    `PhotoJitter.fast`.
+
+    Args:
+        info: what the images are.
+        transforms: by the name of their argument in `augment`; absent ones are off.
+        transform_targets: dense targets move with the first view.
+        share_flip: all views of an image are mirrored alike (as AMDIM's published ones).
+        relabel_pose: a mirrored image swaps the pose classes 1 and 3.
+
+    Raises:
+        UserError: what cannot work, such as images that move away from their dense targets.
+    """
+
+    def __init__(
+        self,
+        info: DataInfo,
+        transforms: dict[str, Transform],
+        transform_targets: bool = False,
+        share_flip: bool = True,
+        relabel_pose: bool = True,
+    ):
+        self.info, self.transforms = info, transforms
+        # Plain floats, because constants are kept by value.
+        self.mean, self.std = (tuple(map(float, v)) for v in (info.mean, info.std))
+        self.transform_targets, self.share_flip = transform_targets, share_flip
+        self.relabel_pose = relabel_pose
+        self.bytes = info.stored == "uint8" or "photo_jitter" in transforms
+        self.to_lab = info.stored == "uint8" and info.space == "lab"
+        if info.stored != "uint8" and info.space == "lab" and "photo_jitter" in transforms:
+            raise UserError(
+                "augment.photo_jitter changes RGB, and these images are stored as normalised "
+                "LAB; prepare them as bytes, or set augment.photo_jitter = None"
+            )
+        if not transform_targets:
+            self._check_targets_stay()
+
+    def _check_targets_stay(self) -> None:
+        dense = [name for name in DENSE if name in self.info.targets]
+        moving = [name for name, item in self.transforms.items() if item.geometric]
+        if dense and moving:
+            raise UserError(
+                f"augment.{moving[0]} = True moves the images away from their targets "
+                f"({', '.join(dense)}): set augment.transform_targets = True, or switch it off"
+            )
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: dict[str, Tensor],
+        generator: Generator | None,
+        views: int = 1,
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """`views` differently drawn versions of a minibatch.
+
+        Args:
+            images: as stored, [B, C, H, W], uint8 RGB or normalised float.
+            targets: by name; dense ones ([B, H, W], normals [B, 3, H, W]) follow the first
+                view when `transform_targets` says so, with 0 where nothing is known, and
+                classes stay. 'pose' [B] of a mirrored first view swaps its classes 1 and 3,
+                left and right.
+            generator: of the images' device; the same state gives the same views.
+            views: how many.
+
+        Returns:
+            Tuple of normalised float32 [B, C, H, W], contiguous; the targets.
+        """
+        n, _, height, width = images.shape
+        drawn = [self.draw(n, height, width, generator, images.device) for _ in range(views)]
+        if self.share_flip and "flip" in self.transforms:
+            for params in drawn[1:]:
+                params["flip"] = drawn[0]["flip"]
+        moved = self._move(targets, drawn[0], (height, width))
+        return tuple(self.apply(images, params) for params in drawn), moved
+
+    def draw(
+        self, n: int, height: int, width: int, generator: Generator | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Parameters of each transform by name, as `Transform.draw`."""
+
+        def drawn(transform: Transform) -> Tensor:
+            return distributed.drawn(
+                lambda count: transform.draw(count, height, width, generator, device), n
+            )
+
+        return {name: drawn(transform) for name, transform in self.transforms.items()}
+
+    def apply(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """One view: stored images [n, C, H, W] to normalised float32, changed by `params`."""
+        images, params = self._resample(images, dict(params))
+        images = self._photo(images, params)
+        if params.keys() & {"flip", "crop"}:
+            images = _rows(images, params.get("flip"), params.get("crop"))
+        matrix, kept = self._matrix(images, params), self._kept(images, params)
+        result = images.new_empty(images.shape, dtype=torch.float32)
+        for part in _parts(images):
+            out = result[part]
+            self._colour(images[part], matrix[part], out)
+            if kept is not None:
+                out *= kept[part]
+        return result
+
+    def _resample(self, images: Tensor, params: dict) -> tuple[Tensor, dict]:
+        """Resized crop, flip and blur as one matrix for rows and one for columns.
+
+        Takes the parameters that it has used out of `params`.
+        """
+        if not {"resized_crop", "blur"} & params.keys():
+            return images, params
+        n, _, height, width = images.shape
+        box = params.pop("resized_crop", color.constant((0, 0, height, width), images.device))
+        top, left, tall, wide = box.expand(n, 4).unbind(1)
+        rows = weights(ResizedCrop.sources(top, tall, height), height)
+        across = ResizedCrop.sources(left, wide, width)
+        if "flip" in params:
+            across = torch.where(params.pop("flip"), across.flip(1), across)
+        columns = weights(across, width)
+        if "blur" in params:
+            blur, sigma = self.transforms["blur"], params.pop("blur")
+            rows, columns = blur.along(rows, sigma, 1), blur.along(columns, sigma, 1)
+        return mix(images.float(), rows, columns), params
+
+    def _photo(self, images: Tensor, params: dict) -> Tensor:
+        """Photo jitter in RGB 0..255; normalised images return to this range first."""
+        if "photo_jitter" not in params:
+            return images
+        images = images.float()
+        if self.info.stored == "normalised":
+            mean, std = (color.constant(v, images.device) for v in (self.mean, self.std))
+            images = images * std[:, None, None] + mean[:, None, None]
+        jitter, drawn = self.transforms["photo_jitter"], params["photo_jitter"]
+        if jitter.exact:
+            return jitter.apply(images / 255, drawn) * 255
+        return jitter.fast(images, drawn, 255)
+
+    def _matrix(self, images: Tensor, params: dict) -> Tensor:
+        """Normalisation, jitter and grey as one matrix an image, [n, C, C + 1].
+
+        The constants are its last column.
+        """
+        matrix = self._normalisation(images.device).expand(len(images), -1, -1)
+        if "color_jitter" in params:
+            scale, shift = params["color_jitter"].chunk(2, 1)
+            matrix = matrix * scale[:, :, None]
+            matrix[:, :, -1] += shift
+        if "grayscale" in params:
+            mean = matrix.mean(1, keepdim=True)
+            matrix = torch.where(params["grayscale"][:, :, None], mean, matrix)
+        return matrix
+
+    def _colour(self, images: Tensor, matrix: Tensor, out: Tensor) -> None:
+        """Write the images, mixed by their matrices, to `out`."""
+        pixels = (color.response(images) if self.to_lab else images.float()).flatten(2)
+        constant, matrix = matrix[:, :, -1:], matrix[:, :, :-1]
+        torch.baddbmm(constant, matrix, pixels, out=out.flatten(2))
+
+    @staticmethod
+    def _kept(images: Tensor, params: dict) -> Tensor | None:
+        """1 where an image shows, 0 in pads and holes, [n, 1, H, W] float; None: 1 everywhere.
+
+        The image's rectangle less the hole's, each an outer product of rows and columns.
+        """
+        if not params.keys() & {"crop", "cutout"}:
+            return None
+        n, _, *sizes = images.shape
+        rectangles = []
+        for axis, size in enumerate(sizes):
+            shown = torch.ones(n, size, device=images.device)
+            hole = torch.zeros_like(shown)
+            if "crop" in params:
+                shown *= span(PadCrop.pad(sizes[0]) - params["crop"][:, axis], size, size)
+            if "cutout" in params:
+                hole = shown * span(params["cutout"][:, axis], Cutout.size(sizes[0]), size)
+            rectangles.append(torch.stack([shown, hole], 2))
+        rows, columns = rectangles
+        rows[:, :, 1] *= -1
+        return (rows @ columns.mT)[:, None]
+
+    def _normalisation(self, device: torch.device) -> Tensor:
+        """[C, C + 1]: the matrix, and the constant in the last column."""
+        channels = self.info.channels
+        matrix = torch.eye(channels, channels + 1, device=device)
+        if not self.bytes:
+            return matrix
+        if self.to_lab:
+            matrix[:, :channels] = color.constant(color.LAB, device)
+        mean, std = (color.constant(v, device) for v in (self.mean, self.std))
+        matrix[:, -1] = -mean
+        return matrix / std[:, None]
+
+    def _move(self, targets: dict, params: dict, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The targets of a view with these parameters; see `__call__`."""
+        targets = dict(targets)
+        if self.relabel_pose and "pose" in targets and "flip" in params:
+            pose = targets["pose"]
+            swaps = params["flip"][:, 0] & (pose % 2 == 1)
+            targets["pose"] = torch.where(swaps, 4 - pose, pose)
+        if not self.transform_targets:
+            return targets
+        for name, target in targets.items():
+            if target.ndim > 1:
+                targets[name] = self._move_dense(name, target, params, size)
+        return targets
+
+    def _move_dense(
+        self, name: str, target: Tensor, params: dict, size: tuple[int, int]
+    ) -> Tensor:
+        if target.shape[-2:] != size:
+            raise UserError(
+                f"target '{name}' is {tuple(target.shape[-2:])} pixels and its images are "
+                f"{size}: with augment.transform_targets = True both must be equal"
+            )
+        for key, transform in self.transforms.items():
+            if transform.geometric:
+                target = transform.move(target, params[key])
+        return target
+
+
+@gin.configurable(denylist=["info", "train"])
+def augment(
+    info: DataInfo,
+    train: bool,
+    color_jitter: bool = True,
+    grayscale: bool | float = True,
+    flip: bool = True,
+    crop: bool = True,
+    cutout: bool = True,
+    transform_targets: bool = False,
+    do_augment: bool | None = None,
+    share_flip: bool = True,
+    relabel_pose: bool = True,
+    resized_crop: bool = False,
+    crop_scale: float = 0.2,
+    photo_jitter: tuple[float, ...] | list[float] | None = None,
+    exact_photo_jitter: bool = False,
+    blur: bool = False,
+) -> Augmentation:
+    """The `Augmentation` of a split.
+
+    Args:
+        info: what the images are.
+        train: the split is for training.
+        color_jitter: random scale and shift of each channel; see `ColorJitter`.
+        grayscale: `Grayscale`; a number is the share of the images, True a quarter.
+        flip: `Flip`.
+        crop: `PadCrop`; `resized_crop` takes its place.
+        cutout: `Cutout`.
+        transform_targets: dense targets (segmentation, depth, normals) move along with the
+            first view; needed where there are any and the images move.
+        do_augment: change the images; None means only those of training. Without, they are
+            only normalised.
+        share_flip: all views of an image are mirrored alike.
+        relabel_pose: a mirrored image swaps the pose classes 1 and 3; False leaves the label,
+            which is then wrong for them, as published.
+        resized_crop: `ResizedCrop`.
+        crop_scale: the least share of an image's area that it shows; the largest is 1.
+        photo_jitter: strengths of `PhotoJitter`, such as [0.4, 0.4, 0.4, 0.1]; None is off.
+        exact_photo_jitter: as torchvision does it, which doubles the cost of the whole;
+            otherwise `PhotoJitter.fast`.
+        blur: `Blur`.
+    """
+    photo = PhotoJitter(photo_jitter, exact=exact_photo_jitter) if photo_jitter else None
+    chosen = {
+        "resized_crop": ResizedCrop((crop_scale, 1.0)) if resized_crop else None,
+        "blur": Blur() if blur else None,
+        "photo_jitter": photo,
+        "color_jitter": ColorJitter(info.channels) if color_jitter else None,
+        "grayscale": Grayscale(0.25 if grayscale is True else grayscale) if grayscale else None,
+        "flip": Flip() if flip else None,
+        "crop": PadCrop() if crop and not resized_crop else None,
+        "cutout": Cutout() if cutout else None,
+    }
+    active = train if do_augment is None else do_augment
+    transforms = {name: item for name, item in chosen.items() if item and active}
+    return Augmentation(info, transforms, transform_targets, share_flip, relabel_pose)

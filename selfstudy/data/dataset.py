@@ -1,0 +1,343 @@
+"""What all data sets share: a prepared file, its splits, the label cut and the blocks.
+
+A data set is a subclass that names its file and, where the file can be made here, says in
+`source` where the images come from.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import gin
+import numpy as np
+import torch
+from torch import Tensor
+
+import paths
+from selfstudy.data.prepare import Source, balanced_order, fill
+from selfstudy.types import DataInfo
+from util import hdf5
+from util.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+ROUND_IMAGES = 10000  # few labels are repeated to about this many images a round ...
+ROUND_IMAGES_4000 = 20000  # ... and 4000 labels to this many, as published
+POSE_CLASSES = 5
+
+
+class Store:
+    """The rows of a prepared file, to be mapped or read in blocks.
+
+    Args:
+        path: the file.
+        fields: column ('images' or a target) -> array in the file.
+        made: columns [N] that were computed from the file and are held in memory.
+        converted: column -> what is to be made of the array's rows whenever they are read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        fields: dict[str, str],
+        made: dict[str, Tensor],
+        converted: dict[str, Callable[[Tensor], Tensor]] | None = None,
+    ):
+        self.path, self.fields, self.made = path, fields, made
+        self.converted = converted or {}
+        places = {name: hdf5.locate(path, name) for name in fields.values()}
+        self.shape = places["data"].shape
+        self.dtype = places["data"].dtype
+        plain = all(place.offset is not None for place in places.values())
+        self.mappable = plain and not self.converted
+        for name, place in places.items():
+            if place.shape[0] != self.shape[0]:
+                raise UserError(
+                    f"{path} holds {self.shape[0]} images but {place.shape[0]} rows of '{name}'"
+                )
+
+    def map(self) -> dict[str, Tensor]:
+        """Column -> all of its rows [N, ...], sharing the file's memory where possible."""
+        mapped = {key: hdf5.open_map(self.path, name) for key, name in self.fields.items()}
+        return {**self._convert(mapped), **self.made}
+
+    def read(self, rows: np.ndarray, pin: bool = False, threads: int = 1) -> dict[str, Tensor]:
+        """Column -> the given rows [len(rows), ...] in a new block, see `hdf5.read`."""
+        block = {
+            key: hdf5.read(self.path, name, rows, pin, threads)
+            for key, name in self.fields.items()
+        }
+        chosen = torch.from_numpy(rows)
+        made = {key: value[chosen] for key, value in self.made.items()}
+        return {**self._convert(block), **made}
+
+    def _convert(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return columns | {key: make(columns[key]) for key, make in self.converted.items()}
+
+
+class NotPrepared(UserError):
+    """The data file is not there, and making it was not asked for."""
+
+
+@gin.configurable(denylist=["split"])
+class BaseDataset:
+    """One split of a data set: which rows of its file, and in which blocks they are visited.
+
+    Constructing it prepares the file if it is absent. Rows are numbered as in the file, the
+    same in every split, epoch and run.
+
+    Args:
+        split: 'train', 'valid' or 'test'.
+        input_res: H == W of the images, in pixels.
+        num_valid: images held out for validation, at the end of the training part; where that
+            is more than half of it, a tenth is. Unused where a data set comes with a split.
+        semisupervised: number of labelled training images to keep; None keeps all.
+        double_sample: two independent views of each image.
+        predict_pose: adds the target 'pose', for data sets that know it.
+        max_images: images on the device at a time (half as many with `double_sample`).
+        chunk_size: images that are read together and stay together when blocks are shuffled.
+        remote_loading: kept for published configurations: whenever there are several blocks,
+            the next one is read ahead in a thread.
+        label_cut: 'balanced' draws the kept images evenly over the classes, so that a smaller
+            cut is contained in a larger one (without classes, over the images); 'first' takes
+            the first ones, as published.
+        label_seed: seed of the balanced cut.
+
+    Attributes:
+        info: `DataInfo` for models and augmentation.
+        rows: [n] int64, the rows of this split in the file; few labels repeated.
+        store: `Store` of the file.
+        classes: names of the classes, possibly none.
+
+    Raises:
+        UserError: the data are absent or damaged, or an argument does not fit them.
+    """
+
+    space: Literal["rgb", "lab"] = "rgb"
+    # Colour space -> published (mean, std); without them those in the file hold.
+    published: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
+    may_prepare = True  # whether a missing data file is made; a dry run makes none
+
+    def __init__(
+        self,
+        split: str,
+        input_res: int = 32,
+        num_valid: int = 5000,
+        semisupervised: int | None = None,
+        double_sample: bool = False,
+        predict_pose: bool = False,
+        max_images: int = 50000,
+        chunk_size: int = 1000,
+        remote_loading: bool = False,
+        label_cut: Literal["balanced", "first"] = "balanced",
+        label_seed: int = 0,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split '{split}' is none of {SPLITS}")
+        for name, value, least in (
+            ("input_res", input_res, 1),
+            ("num_valid", num_valid, 0),
+            ("max_images", max_images, 1 + double_sample),
+            ("chunk_size", chunk_size, 1),
+        ):
+            if value < least:
+                raise UserError(f"BaseDataset.{name} is {value}, expected at least {least}")
+        self.split = split
+        self.input_res = input_res
+        self.num_valid = num_valid
+        self.double_sample = double_sample
+        self.max_images = max_images // 2 if double_sample else max_images
+        self.chunk_size = chunk_size
+        self.path = self.find()
+        if not (self.may_prepare or self.path.exists()):
+            raise NotPrepared(f"{self.path} is made when it is first used")
+        self.prepare()
+        self.attributes = hdf5.attributes(self.path)
+        self.store = self._open(predict_pose)
+        self.classes = self.attributes.get("classes", [])
+        spans = self.spans(self.store.shape[0], self.attributes.get("splits"))
+        self._cut(spans, semisupervised, label_cut, label_seed)
+        self.info = self._describe()
+
+    # ---- what a data set says of itself --------------------------------------------------
+
+    @property
+    def stem(self) -> str:
+        """The data file under DATA_DIR, without its ending."""
+        raise NotImplementedError
+
+    def source(self) -> Source:
+        """The images to prepare; raises a `UserError` when they cannot be had."""
+        raise NotImplementedError
+
+    def find(self) -> Path:
+        """The data file; an original `_lab` file is taken where LAB is asked for."""
+        original = paths.under(paths.DATA_DIR, f"{self.stem}_lab.h5")
+        if self.space == "lab" and original.exists():
+            return original
+        return paths.under(paths.DATA_DIR, f"{self.stem}.h5")
+
+    def prepare(self) -> None:
+        """Make the data file if it is missing."""
+        hdf5.create(self.path, lambda file: fill(file, self.path, self.source()))
+
+    def spans(self, total: int, splits: dict | None) -> dict[str, tuple[int, int]]:
+        """Split -> (first row, end); the file's own `splits`, or else 5/6 train, 1/6 test."""
+        sizes = dict(splits or {"train": total - total // 6, "test": total // 6})
+        if "valid" not in sizes:
+            train = sizes["train"]
+            fits = 2 * self.num_valid <= train
+            sizes["valid"] = self.num_valid if fits else train // 10
+            sizes["train"] -= sizes["valid"]
+        ends = np.cumsum([sizes[name] for name in SPLITS]).tolist()
+        return dict(zip(SPLITS, zip([0, *ends], ends, strict=False), strict=True))
+
+    def fields(self) -> dict[str, str]:
+        """Target -> the array of the file that holds it."""
+        return {"class": "targets"} if hdf5.has(self.path, "targets") else {}
+
+    def converted(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Target -> what is to be made of its array's rows, for files that differ."""
+        return {}
+
+    # ---- opening ---------------------------------------------------------------------------
+
+    def _open(self, predict_pose: bool) -> Store:
+        fields = {"images": "data", **self.fields()}
+        made = self._pose() if predict_pose else {}
+        store = Store(self.path, fields, made, self.converted())
+        expected = (3, self.input_res, self.input_res)
+        if store.shape[1:] != expected:
+            raise UserError(
+                f"{self.path} holds images {list(store.shape[1:])}, expected {list(expected)}"
+                " (BaseDataset.input_res)"
+            )
+        lab_file = self.path.stem.endswith("_lab")
+        if store.dtype != np.uint8 and self.space == "lab" and not lab_file:
+            raise UserError(
+                f"{self.path} is already normalised in RGB: LAB needs the file "
+                f"{self.path.stem}_lab.h5 beside it, or bytes"
+            )
+        return store
+
+    def _pose(self) -> dict[str, Tensor]:
+        if not hdf5.has(self.path, "rot_mat"):
+            raise UserError(f"BaseDataset.predict_pose: {self.path} has no 'rot_mat'")
+        matrices = hdf5.open_map(self.path, "rot_mat")
+        if matrices[:1].numel() != 9:
+            raise UserError(
+                f"BaseDataset.predict_pose: {self.path} has {list(matrices.shape[1:])} in "
+                "'rot_mat', expected one rotation [3, 3] for each image"
+            )
+        return {"pose": pose_classes(matrices)}
+
+    def _cut(self, spans: dict, kept: int | None, how: str, seed: int) -> None:
+        """Set `rows` and the number of distinct rows of each split."""
+        rows = self._split_rows(spans)
+        full = len(rows["train"])
+        if kept is not None:
+            rows["train"] = self._labelled(rows["train"], kept, how, seed)
+        self.distinct = {name: len(rows[name]) for name in SPLITS}
+        self.last_row = int(rows["train"].max(initial=0))
+        self.rows = rows[self.split]
+        if kept is not None and self.split == "train":
+            self.rows = np.tile(self.rows, repeats(kept, full))
+
+    def _split_rows(self, spans: dict) -> dict[str, np.ndarray]:
+        """The rows of each split before the label cut."""
+        return {name: np.arange(*spans[name]) for name in SPLITS}
+
+    def _labelled(self, rows: np.ndarray, kept: int, how: str, seed: int) -> np.ndarray:
+        if not 1 <= kept <= len(rows):
+            raise UserError(
+                f"BaseDataset.semisupervised is {kept}, expected 1 to {len(rows)} "
+                "(the training images there are)"
+            )
+        if how == "first":
+            return rows[:kept]
+        if how != "balanced":
+            raise UserError(f"BaseDataset.label_cut is '{how}', expected 'balanced' or 'first'")
+        if set(self.store.fields) | set(self.store.made) == {"images"}:
+            raise UserError(f"BaseDataset.semisupervised: {self.path} has no labels to balance")
+        labels = np.zeros(len(rows), np.int64)  # where there are labels but no classes
+        if "class" in self.store.fields:
+            labels = hdf5.read(self.path, "targets", rows).numpy()
+        return np.sort(rows[balanced_order(labels, seed)[:kept]])
+
+    def _describe(self) -> DataInfo:
+        stats = self.published.get(self.space)
+        mean, std = stats or (self.attributes.get("mean"), self.attributes.get("std"))
+        if mean is None or std is None:
+            raise UserError(f"{self.path} has no 'mean' and 'std': {hdf5.AGAIN}")
+        return DataInfo(
+            channels=3,
+            input_res=self.input_res,
+            space=self.space,
+            stored="uint8" if self.store.dtype == np.uint8 else "normalised",
+            mean=tuple(mean),
+            std=tuple(std),
+            rows=self.distinct,
+            last_row=self.last_row,
+            targets=self._targets(),
+        )
+
+    def _targets(self) -> dict[str, int]:
+        known = {}
+        if "class" in self.store.fields:
+            labels = hdf5.open_map(self.path, "targets")
+            known["class"] = len(self.classes) or int(labels.max()) + 1
+        if "pose" in self.store.made:
+            known["pose"] = POSE_CLASSES
+        return known
+
+    # ---- blocks ----------------------------------------------------------------------------
+
+    @property
+    def divisions(self) -> int:
+        """Number of blocks in a full pass."""
+        return max(1, -(-len(self.rows) // self.max_images))
+
+    def blocks(self, generator: torch.Generator | None) -> list[np.ndarray]:
+        """The rows of a full pass, each exactly once, in `divisions` blocks of like size.
+
+        Args:
+            generator: on the CPU; shuffles the chunks when there are several blocks. None
+                keeps the order of the file.
+
+        Returns:
+            int64 arrays of at most `max_images` rows.
+        """
+        if self.divisions == 1:
+            return [self.rows]
+        chunks = np.split(self.rows, range(self.chunk_size, len(self.rows), self.chunk_size))
+        if generator is not None:
+            order = torch.randperm(len(chunks), generator=generator).tolist()
+            chunks = [chunks[index] for index in order]
+        return np.array_split(np.concatenate(chunks), self.divisions)
+
+
+# ---- splits and labels ---------------------------------------------------------------------
+
+
+def repeats(kept: int, full: int) -> int:
+    """How often `kept` rows are repeated so that a round costs about as much as others do.
+
+    Whole repeats up to `ROUND_IMAGES`, but never beyond the `full` number of training rows.
+    """
+    wanted = ROUND_IMAGES_4000 if kept == 4000 else ROUND_IMAGES
+    return max(1, min(-(-wanted // kept), full // kept))
+
+
+def pose_classes(rot_mat: Tensor) -> Tensor:
+    """[N] int64 pose classes of rotation matrices [N, 3, 3] (selfstudy, CVPR 2020).
+
+    From the object's up axis, the middle column (x, y, z): class 0 ('top') within pi/8 of the
+    vertical; else by its tilt direction atan2(x, y), a quarter turn each: 1 around pi, 2
+    around -pi/2, 3 around 0, 4 around pi/2.
+    """
+    x, y, z = rot_mat.reshape(-1, 3, 3)[:, :, 1].double().unbind(1)
+    quarter = torch.pi / 4
+    tilt = torch.atan2(x, y)
+    side = torch.floor((tilt + 3 * quarter) / (2 * quarter)).long().remainder(4)
+    # floor gives 0, 1, 2 from -3pi/4 upwards and 3 beyond 3pi/4 (-1 % 4 below -3pi/4).
+    side = torch.tensor([2, 3, 4, 1])[side]
+    return torch.where(torch.atan2(torch.hypot(x, y), z) < torch.pi / 8, 0, side)

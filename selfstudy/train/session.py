@@ -1,0 +1,341 @@
+"""One training run on one device: `Session.round` tells the whole story."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import gin
+import torch
+
+from selfstudy import distributed, registry
+from selfstudy.data.augment import augment
+from selfstudy.data.loader import Loader, derived_seed
+from selfstudy.registry import Names, register
+from selfstudy.storage import snapshot
+from selfstudy.train import meters, optim
+from selfstudy.train.online_eval import Monitor
+from selfstudy.types import DENSE, Batch
+from util.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+Report = Callable[[str, int, int], None]  # split, minibatches done, minibatches in all
+
+
+@register("job", "session")
+@gin.configurable("session", denylist=["device"])
+class Session:
+    """Trains a model on a task; knows nothing of Ray, command lines or folders.
+
+    Where several processes have a session each (`processes.Crew`), they train one model: each
+    takes its share of every minibatch, and whole minibatches in turn where nothing is learnt.
+    Results do not depend on their number, up to rounding, unless `batch_norm` is 'local'.
+
+    Args:
+        device: where everything runs.
+        model, dataset, task: registered names.
+        train_iters: minibatches a round; -1 is one pass over the rows that are on the device.
+        valid_iters: the same for validation, -1 the whole split, 0 none.
+        test_iters: the same for testing, which happens in the last round only (see
+            `test_every`).
+        test_every: rounds between two tests; 0 tests in the last round only.
+        precision: 'auto' is float32 on a CPU, and on CUDA bfloat16 where it is supported,
+            else float16.
+        compile: use torch.compile on the model.
+        batch_norm: of several processes: 'sync' normalises over the minibatches of all,
+            'local' over each process's own, and evaluates with the statistics of the first.
+        restore_session: "EXP/name" of a snapshot to continue in full: weights, optimizer,
+            schedule and counters.
+        seed: of everything random.
+
+    Raises:
+        UserError: names, shapes or settings that do not fit together.
+    """
+
+    uses = ("train/dataloader", "valid/dataloader", "test/dataloader", "augment", "optimizer",
+            "scheduler", "monitor")  # fmt: skip
+
+    def __init__(
+        self,
+        device: torch.device,
+        model: Annotated[str, Names("model")] = "Wrapper",
+        dataset: Annotated[str, Names("dataset")] = "DigitsDataset",
+        task: Annotated[str, Names("task")] = "ClassifyTask",
+        train_iters: int = -1,
+        valid_iters: int = -1,
+        test_iters: int = 0,
+        test_every: int = 0,
+        precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        compile: bool = False,
+        batch_norm: Literal["sync", "local"] = "sync",
+        restore_session: str | None = None,
+        seed: int = 0,
+    ):
+        self.device = torch.device(device)
+        self.iters = dict(zip(SPLITS, (train_iters, valid_iters, test_iters), strict=True))
+        for split, iters in self.iters.items():
+            if iters < -1 or (split == "train" and iters == 0):
+                raise UserError(f"session.{split}_iters = {iters}: -1 is all, else a number")
+        self.test_every = test_every
+        self.seed = seed
+        torch.manual_seed(derived_seed(seed, "build"))
+        self.precision = _precision(precision, self.device)
+        self.loaders = {split: self._loader(dataset, split)
+                        for split in SPLITS if self.iters[split] != 0}  # fmt: skip
+        self.info = info = self.loaders["train"].dataset.info
+        self.task = registry.get("task", task)(info)
+        self.monitor = Monitor(self.task)
+        # Weights are drawn on the CPU, the same for every device; 'meta' has none to draw.
+        with self.device if self.device.type == "meta" else contextlib.nullcontext():
+            self.model = registry.get("model", model)(info)
+        if batch_norm == "sync":
+            distributed.synchronise(self.model)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.model) if compile else self.model
+        if not any(item.requires_grad for item in self.model.parameters()):
+            raise UserError(
+                "nothing is left to train: see Wrapper.finetune_selfsup, run_classifier"
+            )
+        self.optimizer = optim.optimizer(self.model)
+        self.schedule = optim.scheduler(self.optimizer)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision is torch.float16
+        )
+        self.log = meters.RunningMean()
+        self.rounds_done = 0
+        self.steps = 0
+        self.best_accuracy: float | None = None
+        if restore_session:
+            self.load_state_dict(snapshot.resolve(restore_session).state())
+
+    def rehearse(self) -> list[str]:
+        """One step on made-up rows, to find before a long run what cannot work.
+
+        For a session on the device 'meta', which knows shapes and computes nothing.
+
+        Returns:
+            The metrics that each round will have.
+
+        Raises:
+            Exception: whatever building or running the parts raises.
+        """
+        info = self.info
+        size = (2, info.channels, info.input_res, info.input_res)
+        targets = {name: self._no_target(name, size) for name in info.targets}
+        views = tuple(torch.zeros(size, device=self.device)
+                      for _ in range(self.loaders["train"].views))  # fmt: skip
+        batch = Batch(views, targets, torch.zeros(2, dtype=torch.int64, device=self.device))
+        batch = self.task.prepare(batch, None)
+        loss, metrics = self.task.evaluate(batch, self.model(batch))
+        loss.backward()
+        self.optimizer.step()  # makes the state that a checkpoint will hold
+        self.model.after_step(0.0)
+        names = [f"{split}_{name}" for split in self.loaders for name in metrics]
+        names += self.monitor.names() if "valid" in self.loaders else []
+        self.schedule.check_metric(names)
+        return names
+
+    def _no_target(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
+        """Zeros in the shape and type that a target of images [B, C, H, W] has."""
+        plane = (size[0], *size[2:])
+        shape = size if name == "normals" else plane if name in DENSE else size[:1]
+        dtype = {"normals": torch.int8, "depth": torch.float16}.get(name, torch.int64)
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def _loader(self, dataset: str, split: str) -> Loader:
+        data = registry.get("dataset", dataset)(split)
+        augmentation = augment(data.info, split == "train")
+        with gin.config_scope(split):
+            return Loader(data, augmentation, self.device)
+
+    @property
+    def rounds(self) -> float:
+        """Rounds in the whole run."""
+        return self.schedule.rounds
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last milestone has been reached."""
+        return self.rounds_done >= self.rounds
+
+    def round(self, report: Report = lambda *_: None) -> dict[str, float]:
+        """One round of training, validation and, when it is due, testing.
+
+        Args:
+            report: told the split and the minibatches done, to show progress.
+
+        Returns:
+            train_*, valid_* and test_* means, what the `Monitor` finds, the images per second,
+            `mean_accuracy` (that of the validation, or of the training without one),
+            `best_accuracy`, `is_finished`.
+        """
+        # Everything random in a round derives from the seed and the round's number, so that a
+        # resumed run draws what an uninterrupted one would have drawn.
+        torch.manual_seed(derived_seed(self.seed, "round", self.rounds_done))
+        start = time.perf_counter()
+        images = self._train(report)
+        log: dict[str, Any] = {"train": self.log}
+        train_seconds = self._seconds(start)
+        self.monitor.begin(self.rounds_done + 1, self.rounds)
+        for split in ("valid", "test"):
+            if split in self.loaders and (split == "valid" or self._test_is_due()):
+                log[split] = self._evaluate(split, report)
+        self.rounds_done += 1
+        numbers = meters.read(log) | self.monitor.numbers()
+        self.schedule.after_round(numbers)
+        accuracy = numbers.get("valid_accuracy", numbers.get("train_accuracy"))
+        if accuracy is not None:
+            self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
+            numbers |= {"mean_accuracy": accuracy, "best_accuracy": self.best_accuracy}
+        return numbers | {
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "images_per_s": images / train_seconds,
+            "round_s": self._seconds(start),
+            "round": self.rounds_done,
+            "training_iteration": self.rounds_done,
+            "rounds": self.rounds,
+            "is_finished": self.finished,
+        }
+
+    def _seconds(self, start: float) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - start
+
+    def _test_is_due(self) -> bool:
+        number = self.rounds_done + 1
+        return number >= self.rounds or bool(self.test_every and number % self.test_every == 0)
+
+    def _train(self, report: Report) -> int:
+        """A round of optimizer steps; returns the number of images."""
+        loader, images = self.loaders["train"], 0
+        loader.set_round(self.seed, self.rounds_done)
+        generator = self._generator("train")
+        count = len(loader) if self.iters["train"] < 0 else self.iters["train"]
+        self.model.train()
+        for step, batch in enumerate(loader.batches(self.iters["train"])):
+            progress = self.rounds_done + step / count
+            self.schedule.before_step(progress)
+            self.model.before_step(self.steps)
+            batch = self.task.prepare(batch, generator)
+            with self._autocast():
+                out = self.forward(batch)
+                loss, metrics = self.task.evaluate(batch, out)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self._average_gradients()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.steps += 1
+            self.model.after_step(min(1.0, progress / self.rounds))
+            self.log.update(metrics, len(batch.idxs))
+            images += len(batch.idxs) * len(batch.views) * distributed.size()
+            report("train", step + 1, count)
+        self._agree()
+        return images
+
+    def _average_gradients(self) -> None:
+        """Before they are unscaled, so that all processes find the same ones infinite."""
+        params = (item for group in self.optimizer.param_groups for item in group["params"])
+        distributed.mean_(item.grad for item in params if item.grad is not None)
+
+    def _agree(self) -> None:
+        """Leave all processes with the same state, which is the one that is saved."""
+        distributed.follow_(self.model.buffers())
+        if self.log.values is not None:
+            distributed.mean_([self.log.values])
+
+    @torch.inference_mode()
+    def _evaluate(self, split: str, report: Report) -> meters.WeightedMean:
+        loader, mean = self.loaders[split], meters.WeightedMean()
+        loader.set_round(self.seed, 0)  # the same draws in every round, so that rounds compare
+        generator = self._generator(split, 0)
+        self.model.eval()
+        rank, size = distributed.rank(), distributed.size()
+        with distributed.alone():
+            count = len(loader) if self.iters[split] < 0 else self.iters[split]
+            for step, batch in enumerate(loader.batches(self.iters[split])):
+                batch = self.task.prepare(batch, generator)
+                if step % size == rank:  # others are drawn all the same, to draw alike
+                    with self._autocast():
+                        out = self.forward(batch)
+                        _, metrics = self.task.evaluate(batch, out)
+                    mean.update(metrics, len(batch.idxs))
+                    if split == "valid":
+                        self.monitor.keep(step, batch, out)
+                report(split, step + 1, count)
+        return _merged(mean, self.device)
+
+    def _generator(self, split: str, number: int | None = None) -> torch.Generator:
+        number = self.rounds_done if number is None else number
+        seed = derived_seed(self.seed, "task", split, number)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.precision is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    def state_dict(self) -> dict:
+        """Everything that a run needs to continue: tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "log": self.log.state_dict(),
+            "rounds_done": self.rounds_done,
+            "steps": self.steps,
+            "best_accuracy": self.best_accuracy,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where `state_dict` was taken; every tensor must match."""
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise UserError(
+                f"the snapshot is no session's: it lacks {', '.join(sorted(missing))}"
+            )
+        snapshot.load_weights(self.model, state["model"], lambda name: False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.log.load_state_dict(state["log"], self.device)
+        self.rounds_done = state["rounds_done"]
+        self.steps = state["steps"]
+        self.best_accuracy = state["best_accuracy"]
+
+    def adopt(self, state: dict) -> None:
+        """Continue another run's state under this configuration's own optimizer settings.
+
+        Population based training does so; plainly loaded, the other run's weight decay,
+        momentum and so on would come along.
+        """
+        own = [{key: item for key, item in group.items() if key not in ("params", "lr")}
+               for group in self.optimizer.param_groups]  # fmt: skip
+        self.load_state_dict(state)
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+
+
+def _merged(mean: meters.WeightedMean, device: torch.device) -> meters.WeightedMean:
+    """The mean over what all processes have seen."""
+    if distributed.size() == 1:
+        return mean
+    whole, sums = meters.WeightedMean(), None if mean.sums is None else mean.sums.cpu()
+    for names, other, count in distributed.gather_values((mean.names, sums, mean.count)):
+        if other is not None:
+            whole.names, whole.count = names, whole.count + count
+            whole.sums = other if whole.sums is None else whole.sums + other
+    if whole.sums is not None:
+        whole.sums = whole.sums.to(device)
+    return whole
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        return torch.float32
+    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if supported else torch.float16
