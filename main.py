@@ -112,7 +112,7 @@ def _stored(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def follow_up(plan: Plan, ended: driver.Ended) -> None:
+def follow_up(plan: Plan, ended: driver.RunResult) -> None:
     """Print what to type next."""
     if ended.early:
         ended.follow_up(plan.exp_id)
@@ -135,7 +135,7 @@ def study(args: argparse.Namespace, name: str) -> int:
     else:
         exp_id = args.exp_id or plans.fresh_id()
         found = stages.make(exp_id, name, tuple(args.settings), tuple(args.gin_param))
-    how = driver.How(args.local_mode, args.address, args.quiet)
+    how = driver.RunOptions(args.local_mode, args.address, args.quiet)
     checked = stages.check(found, prepare=not args.dry_run, resumed=args.resume)
     stages.show(found, checked, how)
     return 0 if args.dry_run else stages.run(found, checked, how)
@@ -183,7 +183,7 @@ def main() -> int:
         return 0
     print(f"experiment {plan.exp_id}: {plan.total} trials, in {plan.folder}")
     driver.show_room(plan, found)
-    how = driver.How(args.local_mode, args.address, args.quiet)
+    how = driver.RunOptions(args.local_mode, args.address, args.quiet)
     ended = driver.execute(plan, given, found, how, args.resume, bool(args.settings))
     follow_up(plan, ended)
     return ended.code

@@ -121,7 +121,7 @@ def plain(trials: int, folder: Path) -> None:
     from ray import tune
 
     from selfstudy.configure import Spec
-    from selfstudy.trial import Rules, Trial
+    from selfstudy.trial import CheckpointPolicy, Trial
 
     spec = Spec((SHORT[1],), tuple(SHORT[3:]))
     done, training = [], []
@@ -131,7 +131,9 @@ def plain(trials: int, folder: Path) -> None:
 
         def setup(self, config: dict) -> None:
             where = folder / "plain" / self.trial_id
-            self.trial = Trial(spec, {"session.seed": config["seed"]}, where, Rules())
+            self.trial = Trial(
+                spec, {"session.seed": config["seed"]}, where, CheckpointPolicy()
+            )
 
         def step(self) -> dict:
             return dict(self.trial.step())

@@ -209,7 +209,7 @@ def best(plan: Plan) -> tuple[str, float]:
 
 
 def results(plan: Plan) -> str:
-    """Trials, rounds and last metric as a table."""
+    """ProgressTable, rounds and last metric as a table."""
     metric, _ = plan.objectives[0]
     lasts = [(row.name, plan.last(row)) for row in plan.rows]
     rows = [[name, last.get("round", 0), f"{last.get(metric, float('nan')):.6f}"]

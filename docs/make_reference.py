@@ -15,7 +15,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import gin  # noqa: E402
 
 from selfstudy import configure, registry  # noqa: E402
 from selfstudy.data import transforms  # noqa: E402
@@ -106,7 +105,7 @@ def rows(name: str, documented: Any) -> list[str]:
     said = meanings(documented)
     lines = ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, (hint, default) in configure.parameters(name).items():
-        bound = default is not gin.REQUIRED and default is not inspect.Parameter.empty
+        bound = default is not registry.REQUIRED and default is not inspect.Parameter.empty
         shown = f"`{default!r}`" if bound else "required"
         cells = [f"`{name}.{key}`", kind_of(hint), shown, said.get(key, "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

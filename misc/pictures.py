@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from selfstudy.analysis import results  # noqa: E402
-from selfstudy.analysis.results import Trial  # noqa: E402
+from selfstudy.analysis.results import TrialRecord  # noqa: E402
 from selfstudy.evaluate import pictures  # noqa: E402
 from selfstudy.storage.checkpoints import checkpoints, short_name  # noqa: E402
 from util.errors import UserError, printable, reports_errors  # noqa: E402
@@ -27,7 +27,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def source(trial: Trial) -> str | None:
+def source(trial: TrialRecord) -> str | None:
     """The snapshot of a trial, as users type it; None when there is none."""
     if trial.snapshot:
         return trial.snapshot

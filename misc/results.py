@@ -33,7 +33,7 @@ from selfstudy.analysis.listing import (  # noqa: E402
     trial_table,
     varying,
 )
-from selfstudy.analysis.results import Experiment, Trial  # noqa: E402
+from selfstudy.analysis.results import Experiment, TrialRecord  # noqa: E402
 from selfstudy.storage.manifest import STATUSES  # noqa: E402
 from util import files  # noqa: E402
 from util.errors import UserError, nearest, printable, reports_errors  # noqa: E402
@@ -166,7 +166,7 @@ def show_best(
         note_faults(experiment.unreadable, experiment.torn)
 
 
-def ranked(trials: list[Trial], metric: str, mode: str) -> list[Trial]:
+def ranked(trials: list[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
     """The trials that have the metric in their last round, the best first."""
     known = {name for trial in trials for line in trial.rounds for name in line
              if results.is_metric(line, name)}  # fmt: skip
@@ -182,7 +182,7 @@ def ranked(trials: list[Trial], metric: str, mode: str) -> list[Trial]:
 # ---- show -----------------------------------------------------------------------------------
 
 
-def show_trial(experiment: Experiment, trial: Trial, as_json: bool) -> None:
+def show_trial(experiment: Experiment, trial: TrialRecord, as_json: bool) -> None:
     """Everything about one trial."""
     line, caveat = command(experiment, trial)
     config = results.config(trial)
@@ -197,7 +197,7 @@ def show_trial(experiment: Experiment, trial: Trial, as_json: bool) -> None:
     note_faults([line for line in experiment.unreadable if line.startswith(about)], 0)
 
 
-def _print_trial(trial: Trial, config: dict[str, str], line: str | None) -> None:
+def _print_trial(trial: TrialRecord, config: dict[str, str], line: str | None) -> None:
     facts = {
         "trial": f"{trial.exp}/{trial.name}",
         "status": f"{trial.status}: {trial.why}" if trial.why else trial.status,

@@ -92,7 +92,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 @dataclass
-class Material:
+class ProbeData:
     """What a linear classifier is trained on and tried on.
 
     Attributes:
@@ -122,7 +122,7 @@ def datasets(found: Snapshot, args: argparse.Namespace) -> tuple[dict[str, BaseD
 
 def of_images(
     encoder: Encoder | Pixels, data: dict[str, BaseDataset], seed: int, args: argparse.Namespace
-) -> Material:
+) -> ProbeData:
     """One embedding and one class an image."""
     saved, held = {}, {}
     for split, item in data.items():
@@ -149,12 +149,12 @@ def of_images(
         return values[cut], classes[cut]
 
     images = int((every != features.IGNORED).sum())
-    return Material(saved, examples, held, images, data["train"].info.targets.get("class", 0))
+    return ProbeData(saved, examples, held, images, data["train"].info.targets.get("class", 0))
 
 
 def of_pixels(
     encoder: Encoder, data: dict[str, BaseDataset], seed: int, args: argparse.Namespace
-) -> Material:
+) -> ProbeData:
     """A feature and a class at each position of the last feature map."""
     train = data["train"]
     if "segment" not in train.info.targets:
@@ -185,7 +185,7 @@ def of_pixels(
         maps, truth = saved["train_features"], saved["train_segment"]
         return features.pixels(maps, truth, cut, TRAIN_PIXELS, seed)
 
-    return Material(saved, examples, held, images, train.info.targets["segment"])
+    return ProbeData(saved, examples, held, images, train.info.targets["segment"])
 
 
 def segments(data: BaseDataset, rows: np.ndarray, size: torch.Size) -> Tensor:
@@ -213,25 +213,25 @@ def process(name: str, args: argparse.Namespace, device: torch.device | None) ->
     found = snapshot.resolve(name)
     encoder = Encoder(found, device)
     data, seed = datasets(found, args)
-    material = (of_pixels if args.dense else of_images)(encoder, data, seed, args)
+    probe_data = (of_pixels if args.dense else of_images)(encoder, data, seed, args)
     suffix = "_dense" if args.dense else ""
     lines: list[dict] = []
     if args.get_feats:
         path = found.folder / f"network_output{suffix}.pt"
-        save(material.saved, path)
-        counts = {split: len(material.saved[f"{split}_rows"]) for split in data}
+        save(probe_data.saved, path)
+        counts = {split: len(probe_data.saved[f"{split}_rows"]) for split in data}
         lines.append({"snapshot": found.name, "file": path.name, **counts})
-    return lines + (trained(found, material, suffix, args) if args.train_lr else [])
+    return lines + (trained(found, probe_data, suffix, args) if args.train_lr else [])
 
 
 def trained(
-    found: Snapshot, material: Material, suffix: str, args: argparse.Namespace
+    found: Snapshot, probe_data: ProbeData, suffix: str, args: argparse.Namespace
 ) -> list[dict]:
     """A classifier for each number of labels, beside the snapshot; lines of the table."""
     lines: list[dict] = []
-    for amount in amounts(args, material.images):
+    for amount in amounts(args, probe_data.images):
         path = found.folder / f"fc{suffix}_{amount}.pt"
-        accuracy = train(material, amount, path)
+        accuracy = train(probe_data, amount, path)
         lines.append({"snapshot": found.name, "file": path.name, **accuracy})
     return lines
 
@@ -245,18 +245,18 @@ def baselines(name: str, args: argparse.Namespace, device: torch.device | None) 
     features.settle(untrained, data["train"])
     lines: list[dict] = []
     for encoder in (Pixels(found, device), untrained):
-        material = of_images(encoder, data, seed, args)
-        of = trained(found, material, f"_{encoder.kind}", args)
+        probe_data = of_images(encoder, data, seed, args)
+        of = trained(found, probe_data, f"_{encoder.kind}", args)
         lines += [line | {"snapshot": encoder.kind} for line in of]
     return lines
 
 
-def train(material: Material, amount: int, path: Path) -> dict[str, str]:
+def train(probe_data: ProbeData, amount: int, path: Path) -> dict[str, str]:
     """Fit, try and save one classifier; returns its accuracies as the table shows them."""
-    values, classes = material.examples(amount)
-    model = logistic.fit(values, classes, material.classes)
+    values, classes = probe_data.examples(amount)
+    model = logistic.fit(values, classes, probe_data.classes)
     accuracy = {"train": model.accuracy(values, classes)}
-    accuracy |= {split: model.accuracy(*held) for split, held in material.held.items()}
+    accuracy |= {split: model.accuracy(*held) for split, held in probe_data.held.items()}
     known = {f"{split}_accuracy": value for split, value in accuracy.items()}
     save(
         {"state": model.state(), "amount": amount, "converged": model.converged, **known}, path

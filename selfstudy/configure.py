@@ -31,7 +31,13 @@ RETIRED = {
     "session.keep_bn_f32": "session.precision (autocast keeps batch norm in float32)",
     "BaseDataset.use_fp16": "session.precision (data stay bytes until they are on the device)",
 }
-
+# Former name -> name of a component; either may be typed, and old plans hold the former ones.
+ALIASES = {
+    "Lagging": "MomentumEncoder",
+    "TwoViews": "Siamese",
+    "projection": "projector",
+    "prediction": "predictor",
+}
 
 _NAME = re.compile(r"[\w./]+", re.ASCII)
 _UNQUOTED = re.compile(r"[A-Za-z_][\w.-]*")
@@ -85,6 +91,12 @@ def _load(spec: Spec, overrides: dict[str, Any]) -> None:
             _bind_name(name, values.literal(name, value), "ray config")
     _settle_macros()
     gin.finalize()
+
+
+def component(name: str) -> str:
+    """'scope/component' of a binding's name, the component under its present name."""
+    scope, slash, selector = name.rpartition(".")[0].rpartition("/")
+    return f"{scope}{slash}{ALIASES.get(selector, selector)}"
 
 
 def included(overrides: dict[str, Any]) -> list[str]:
@@ -225,6 +237,7 @@ def _bind(scope: str, selector: str, argument: str, value: Any, where: str) -> N
     if not argument:  # a macro: `name = value`, to be used as %name
         _bind_macro(f"{scope}/{selector}" if scope else selector, value, where)
         return
+    selector = ALIASES.get(selector, selector)
     name = f"{scope}/{selector}.{argument}" if scope else f"{selector}.{argument}"
     hint, default = parameters(selector, argument, where)[argument]
     _check_scope(scope, selector, where)

@@ -1,9 +1,9 @@
 """What the processes of one trial say to each other; inner code never asks how many there are.
 
 Each process has a copy of the model and its share of every minibatch: rows lie in the order of
-the ranks. Without a process group, and inside `alone`, there is one process, and everything
-here returns what it was given. What is random in a model is drawn by `drawn`, so that two
-processes with half a minibatch each do what one does with all of it.
+the ranks. Without a process group, and inside `single_process`, there is one process, and
+everything here returns what it was given. What is random in a model is drawn by `draw_share`,
+so that two processes with half a minibatch each do what one does with all of it.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """A `with` block in which this process works by itself, as an evaluation does."""
     global _alone
     before, _alone = _alone, True
@@ -67,7 +67,7 @@ def offset(rows: Tensor) -> int:
     return rank() * len(rows)
 
 
-def drawn(draw: Callable[[int], Tensor], count: int) -> Tensor:
+def draw_share(draw: Callable[[int], Tensor], count: int) -> Tensor:
     """Random rows of this process, out of what is drawn for the whole minibatch.
 
     Args:
@@ -112,12 +112,12 @@ def gather(rows: Tensor) -> Tensor:
     return _Gather.apply(rows) if size() > 1 else rows
 
 
-def gather_plain(rows: Tensor) -> Tensor:
+def gather_detached(rows: Tensor) -> Tensor:
     """The rows of all processes, [N, ...], without gradient."""
     return _gathered(rows) if size() > 1 else rows.detach()
 
 
-def exchange(rows: Tensor) -> Tensor:
+def all_to_all(rows: Tensor) -> Tensor:
     """A minibatch mixed of equal parts of all processes' rows, without gradient.
 
     A second time undoes it. Batch norm so sees other images together than it otherwise does
@@ -131,8 +131,9 @@ def exchange(rows: Tensor) -> Tensor:
         return rows
     if len(rows) % size():
         raise UserError(
-            f"Lagging.shuffle_batch_norm: {size()} processes cannot exchange equal parts of "
-            f"{len(rows)} images each; make dataloader.batch_size a multiple of {size() ** 2}"
+            f"MomentumEncoder.shuffle_batch_norm: {size()} processes cannot exchange equal "
+            f"parts of {len(rows)} images each; make dataloader.batch_size a multiple of "
+            f"{size() ** 2}"
         )
     found = torch.empty_like(rows := rows.detach().contiguous())
     _call(dist.all_to_all_single, found, rows)
@@ -140,7 +141,7 @@ def exchange(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_(tensors: Iterable[Tensor]) -> None:
+def all_reduce_mean_(tensors: Iterable[Tensor]) -> None:
     """Replace tensors, the same ones in all processes, by their means over the processes."""
     if size() == 1:
         return
@@ -169,7 +170,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def follow_(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by those of process 0."""
     if size() == 1:
         return
@@ -179,7 +180,7 @@ def follow_(tensors: Iterable[Tensor]) -> None:
         item.copy_(whole)
 
 
-def shared(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """The plain value (also with tensors on the CPU) that process 0 gives."""
     if size() == 1:
         return value
@@ -188,7 +189,7 @@ def shared(value: Any) -> Any:
     return held[0]
 
 
-def gather_values(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """The plain values of all processes, tensors on the CPU included."""
     if size() == 1:
         return [value]
@@ -209,7 +210,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         narrow = images.dtype in (torch.float16, torch.bfloat16)
         wide, over = images.float() if narrow else images, [0, *range(2, images.ndim)]
         variance, mean = torch.var_mean(wide, over, correction=0)
-        mean, variance = pooled(mean, variance)
+        mean, variance = pool_moments(mean, variance)
         self._remember(mean.detach(), variance.detach(), size() * wide[:, 0].numel())
         scale = (variance + self.eps).rsqrt()
         shift = -mean * scale
@@ -228,7 +229,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance * (count / (count - 1)), keep)
 
 
-def pooled(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def pool_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the numbers of all processes, from those of this one's.
 
     With gradients. Each process has as many numbers.

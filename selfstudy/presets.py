@@ -22,17 +22,17 @@ from selfstudy.experiment.plan import Plan
 from selfstudy.train.session import Session
 from util.environment import cpus
 from util.errors import UserError, nearest
-from util.progress import Shown, Trials
+from util.progress import ProgressTable, Shown
 
 # Parameter -> what it binds; of several names those that the run has, at least one. Names
 # without a dot are macros of the recipes.
 PARAMETERS = {
     "encoder_arch": "init_resnet.choice",
-    "shuffle_batch_norm": "Lagging.shuffle_batch_norm",
+    "shuffle_batch_norm": "MomentumEncoder.shuffle_batch_norm",
     "batch_size": "dataloader.batch_size",
     "K": "MoCoModel.queue_size",
-    "dim": "projection.out",
-    "m": "Lagging.momentum",
+    "dim": "projector.out",
+    "m": "MomentumEncoder.momentum",
     "T": "MoCoTask.temperature SimCLRTask.temperature",
     "eqco_alpha": "EqCoTask.alpha",
     "lr": "optimizer.lr",
@@ -45,18 +45,18 @@ PARAMETERS = {
     "exclude_matching_parameters_from_lars": "optimizer.exclude",
     "transform_s": "augment.photo_jitter",
     "transform_apply_blur": "augment.blur",
-    "use_momentum_schedule": "Lagging.momentum_schedule",
+    "use_momentum_schedule": "MomentumEncoder.momentum_schedule",
     "invariance_loss_weight": "VICRegTask.invariance",
     "variance_loss_weight": "VICRegTask.variance",
     "covariance_loss_weight": "VICRegTask.covariance",
     "variance_loss_epsilon": "VICRegTask.eps",
-    "projection_mlp_layers": "projection.layers",
-    "prediction_mlp_layers": "prediction.layers",
-    "mlp_hidden_dim": "projection.hidden prediction.hidden",
-    "mlp_normalization": "projection.norm",
-    "prediction_mlp_normalization": "prediction.norm",
+    "projection_mlp_layers": "projector.layers",
+    "prediction_mlp_layers": "predictor.layers",
+    "mlp_hidden_dim": "projector.hidden predictor.hidden",
+    "mlp_normalization": "projector.norm",
+    "prediction_mlp_normalization": "predictor.norm",
     "use_mlp_weight_standardization":
-        "projection.weight_standardisation prediction.weight_standardisation",
+        "projector.weight_standardisation predictor.weight_standardisation",
 }  # fmt: skip
 # Those that choose the method, and what they bind where it leaves them open.
 SWITCHES = {
@@ -64,8 +64,8 @@ SWITCHES = {
     "use_eqco_margin": "",
     "use_negative_examples_from_queue": "MoCoModel.queue_size",  # without it 0
     "use_negative_examples_from_batch": "MoCoTask.in_batch",
-    "use_both_augmentations_as_queries": "Lagging.both_as_queries",
-    "use_unit_sphere_projection": "TwoViews.unit_sphere",
+    "use_both_augmentations_as_queries": "MomentumEncoder.both_as_queries",
+    "use_unit_sphere_projection": "Siamese.unit_sphere",
     "loss_type": "MoCoTask.loss",
     "loss_constant_factor": "MoCoTask.factor",
 }
@@ -235,7 +235,9 @@ class Preset:
             if not plan.exists():
                 plan.write(found.data, devices.names())
             plan.begin()
-            with Trials(shown, total=1, metric=metric, mode=mode, quiet=quiet) as progress:
+            with ProgressTable(
+                shown, total=1, metric=metric, mode=mode, quiet=quiet
+            ) as progress:
                 interrupts.say = progress.say
                 failed, _ = solo.run(plan, progress, resources, interrupts)
             plan.note("end", code=interrupts.code or (3 if failed else 0))

@@ -8,8 +8,10 @@ misspelt name is answered with the nearest known one. A file in `datasets/`, `ta
 import importlib
 import pkgutil
 from collections import defaultdict
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import gin
 
 from util.errors import UserError, nearest
 
@@ -45,6 +47,22 @@ def register(kind: str, name: str | None = None) -> Callable[[T], T]:
         return cls
 
     return add
+
+
+REQUIRED: Any = gin.REQUIRED  # the default of an argument that a configuration must give
+config_scope = gin.config_scope  # `with config_scope('train'):` calls under that scope
+
+
+def configurable(name: str | None = None, denylist: Sequence[str] = ()) -> Callable[[T], T]:
+    """Decorator that lets gin files and `-p` bind the arguments of a class or function.
+
+    Gin's own, with the type of what it decorates, which it keeps.
+
+    Args:
+        name: what configurations call it; None is its own name.
+        denylist: arguments that our code gives and nobody binds.
+    """
+    return gin.configurable(name, denylist=list(denylist) or None)
 
 
 def get(kind: str, name: str) -> type:

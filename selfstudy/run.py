@@ -16,7 +16,7 @@ from selfstudy.experiment.plan import Plan
 from selfstudy.storage.mirror import Mirror
 from util.environment import cpus
 from util.errors import UserError, cause
-from util.progress import Shown, Trials
+from util.progress import ProgressTable, Shown
 
 if TYPE_CHECKING:  # it imports torch
     from selfstudy.experiment.preflight import Preflight
@@ -26,7 +26,7 @@ Outcome = tuple[dict[str, str], dict[str, str]]  # trial -> why it failed, and w
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class RunOptions:
     """How a plan is run.
 
     Attributes:
@@ -41,7 +41,7 @@ class How:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ended:
+class RunResult:
     """How a run has ended.
 
     Attributes:
@@ -107,10 +107,10 @@ def execute(
     plan: Plan,
     given: dict[str, Any],
     found: "Preflight",
-    how: How,
+    how: RunOptions,
     resumed: bool = False,
     changed: bool = False,
-) -> Ended:
+) -> RunResult:
     """Run the unfinished trials and print their results.
 
     Args:
@@ -124,10 +124,10 @@ def execute(
     try:
         return _executed(plan, given, found, how, resumed, changed)
     except KeyboardInterrupt as error:  # the second one, which waits for nothing
-        return Ended(getattr(error, "code", CODES[signal.SIGINT]), "interrupted")
+        return RunResult(getattr(error, "code", CODES[signal.SIGINT]), "interrupted")
 
 
-def _executed(plan, given, found, how, resumed, changed) -> Ended:
+def _executed(plan, given, found, how, resumed, changed) -> RunResult:
     from selfstudy import devices
 
     start = time.monotonic()
@@ -162,7 +162,7 @@ def _executed(plan, given, found, how, resumed, changed) -> Ended:
     early = "interrupted" if interrupts.code or interrupts.stopping else ""
     if early and not interrupts.code:
         early = f"the time budget is used; {early}"
-    return Ended(code, early)
+    return RunResult(code, early)
 
 
 def upload(folder: Path) -> None:
@@ -175,7 +175,11 @@ def upload(folder: Path) -> None:
 
 
 def _run(
-    plan: Plan, given: dict[str, Any], found: "Preflight", interrupts: Interrupts, how: How
+    plan: Plan,
+    given: dict[str, Any],
+    found: "Preflight",
+    interrupts: Interrupts,
+    how: RunOptions,
 ) -> Outcome:
     from selfstudy import devices
 
@@ -210,12 +214,14 @@ def diverged(plan: Plan) -> bool:
 
 @contextlib.contextmanager
 def _progress(
-    plan: Plan, found: "Preflight", how: How, notes: list[str], interrupts: Interrupts
-) -> Iterator[Trials]:
+    plan: Plan, found: "Preflight", how: RunOptions, notes: list[str], interrupts: Interrupts
+) -> Iterator[ProgressTable]:
     metric, mode = plan.objectives[0]
     quiet = how.quiet or plan.exp_args["verbose"] == 0
     trials = shown(plan, found)
-    with Trials(trials, total=plan.total, metric=metric, mode=mode, quiet=quiet) as progress:
+    with ProgressTable(
+        trials, total=plan.total, metric=metric, mode=mode, quiet=quiet
+    ) as progress:
         interrupts.say = progress.say
         for note in notes:
             progress.say(note)

@@ -188,7 +188,7 @@ def _require_made(study: Study, plan: Plan, promised: set[str]) -> None:
                             f"'{name}'{nearest(name, promised)}")  # fmt: skip
 
 
-def show(study: Study, found: list[Preflight], how: driver.How) -> None:
+def show(study: Study, found: list[Preflight], how: driver.RunOptions) -> None:
     """Print the stages with what they vary and how long they may take."""
     rows, whole = [], 0.0
     for (stage, plan), checked in zip(study.stages, found, strict=True):
@@ -242,7 +242,7 @@ def _kind(row: plans.Row) -> str:
 # ---- running --------------------------------------------------------------------------------
 
 
-def run(study: Study, found: list[Preflight], how: driver.How) -> int:
+def run(study: Study, found: list[Preflight], how: driver.RunOptions) -> int:
     """Run the stages one after another and write the report; returns the exit code."""
     start = time.monotonic()
     study.write()
@@ -265,8 +265,8 @@ def run(study: Study, found: list[Preflight], how: driver.How) -> int:
 
 
 def _run_stage(
-    study: Study, stage: Stage, plan: Plan, checked: Preflight, how: driver.How
-) -> driver.Ended:
+    study: Study, stage: Stage, plan: Plan, checked: Preflight, how: driver.RunOptions
+) -> driver.RunResult:
     begun = plan.exists()
     plan.waiting = frozenset(_waiting(study, plan))
     if plan.waiting:
@@ -277,7 +277,7 @@ def _run_stage(
         if ended.early:
             return ended
     else:
-        ended = driver.Ended(3 if driver.diverged(plan) else 0)
+        ended = driver.RunResult(3 if driver.diverged(plan) else 0)
         print("all trials have ended")
     if stage.move:
         ended_well = {name for name, status in plan.statuses().items() if status == "done"}

@@ -12,18 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import gin
 import torch
 
 import paths
 import util.files as files
 from selfstudy import configure, devices, registry
-from selfstudy.registry import Names
+from selfstudy.registry import Names, configurable
 from selfstudy.storage import checkpoints, snapshot
 from selfstudy.storage.mirror import Mirror
 from selfstudy.train import online_eval as monitor
 from selfstudy.train import tensorboard as hparams
-from selfstudy.train.processes import Crew
+from selfstudy.train.processes import Workers
 from selfstudy.train.session import Report
 from util import environment
 from util.errors import UserError, cause
@@ -32,7 +31,7 @@ SPARE = 3  # checkpoints that nobody asked for, kept while a trial runs: others 
 POLL = 0.5  # seconds between two looks at whether to stop
 
 
-@gin.configurable("trial")
+@configurable("trial")
 def job(job: Annotated[str, Names("job")] = "session", processes: int = 1) -> type:
     """What a trial runs.
 
@@ -46,7 +45,7 @@ def job(job: Annotated[str, Names("job")] = "session", processes: int = 1) -> ty
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class CheckpointPolicy:
     """When a trial stops and what it saves.
 
     Attributes:
@@ -72,7 +71,7 @@ class Rules:
         return bool(due) or (done and self.checkpoint_at_end)
 
 
-class Interrupted(Exception):
+class StopRequested(Exception):
     """The trial was asked to stop within a round."""
 
 
@@ -101,28 +100,28 @@ class Trial:
         spec: configure.Spec,
         overrides: dict[str, Any],
         folder: Path,
-        rules: Rules,
+        rules: CheckpointPolicy,
         command: str = "",
         device: str | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ):
-        self.overrides, self.folder, self.rules = dict(overrides), Path(folder), rules
+        self.overrides, self.folder, self.policy = dict(overrides), Path(folder), rules
         self.command, self.stopping = command, stopping
         if self.folder.is_symlink():
             raise UserError(f"{self.folder} is a link: a trial writes to a folder of its own")
         self.folder.mkdir(parents=True, exist_ok=True)
         registry.discover()
         configure.load(spec, overrides)
-        self.crew = Crew(configure.value("trial", "processes"), device)
+        self.workers = Workers(configure.value("trial", "processes"), device)
         try:
             self._build(spec)
         except BaseException:
-            self.crew.close()
+            self.workers.close()
             raise
 
     def _build(self, spec: configure.Spec) -> None:
-        self.crew.build(spec, self.overrides)
-        self.session = job()(self.crew.device)
+        self.workers.build(spec, self.overrides)
+        self.session = job()(self.workers.device)
         self.config = configure.operative_text()
         self.values = configure.operative()
         self.mirror = self._reach_mirror()
@@ -146,7 +145,7 @@ class Trial:
         if rows and rows[-1].get("done"):
             self.result = rows[-1]  # it has ended, whatever it has saved
         elif found:
-            self.crew.load(self.session, found.state())
+            self.workers.load(self.session, found.state())
             self._go_on_from(found.card["result"], rows)
         else:
             (self.folder / paths.RESULT).unlink(missing_ok=True)
@@ -173,7 +172,7 @@ class Trial:
         donor = checkpoints.short_name(found.folder)
         if self.result.get("exploited") == donor:
             return
-        self.crew.adopt(self.session, found.state())
+        self.workers.adopt(self.session, found.state())
         ended = {"exploited": donor, "done": self.session.finished}
         last = found.card["result"] | ended
         self.save(last)  # first, so that a kill leaves the old lines with the old checkpoints
@@ -198,17 +197,17 @@ class Trial:
         try:
             return self._step(report)
         except BaseException:
-            self.crew.close()
+            self.workers.close()
             raise
 
     def _step(self, report: Report) -> dict[str, Any]:
         start = time.monotonic()
         try:
             if self.stopping():  # within a round it would leave the other processes behind
-                raise Interrupted
-            result: dict[str, Any] = self.crew.round(self.session, self._watched(report))
-        except Interrupted:
-            self.crew.close()
+                raise StopRequested
+            result: dict[str, Any] = self.workers.round(self.session, self._watched(report))
+        except StopRequested:
+            self.workers.close()
             _saved(self.save_last, self.result)
             return self.result | {"interrupted": True}
         self.seconds += time.monotonic() - start
@@ -222,9 +221,9 @@ class Trial:
             result["weights"] = weights
         if not _finite(result.get("train_loss", 0.0)):
             return self._diverge(result)
-        result["done"] = reached(result, self.rules.stop) or self.session.finished
+        result["done"] = reached(result, self.policy.stop) or self.session.finished
         saved = False
-        if self.rules.asks_for(self.session.rounds_done, result["done"]):
+        if self.policy.asks_for(self.session.rounds_done, result["done"]):
             saved = _saved(lambda: self.save(result), result)
         if not saved and "unsaved" in self.result:
             result.setdefault("unsaved", self.result["unsaved"])
@@ -243,7 +242,7 @@ class Trial:
             if time.monotonic() - looked[0] >= POLL:
                 looked[0] = time.monotonic()
                 if self.stopping():
-                    raise Interrupted
+                    raise StopRequested
             report(split, done, count)
 
         return watch
@@ -315,9 +314,9 @@ class Trial:
         """Delete the checkpoints that the rules do not ask for; the newest goes last of all."""
         folders = checkpoints.checkpoints(self.folder)
         asked = [folder for folder in folders
-                 if self.rules.asks_for(*_number(folder, self.result))]  # fmt: skip
-        if self.rules.keep_checkpoints is not None:
-            best = sorted(asked, key=self._worth, reverse=True)[: self.rules.keep_checkpoints]
+                 if self.policy.asks_for(*_number(folder, self.result))]  # fmt: skip
+        if self.policy.keep_checkpoints is not None:
+            best = sorted(asked, key=self._worth, reverse=True)[: self.policy.keep_checkpoints]
             asked = [*best, *asked[:1]]
         whole = self.done and not self.result.get("diverged")
         spare = [] if whole else folders[: SPARE if not self.done else 1]
@@ -328,12 +327,12 @@ class Trial:
     def _worth(self, folder: Path) -> float:
         """How good a checkpoint is; more is better."""
         try:
-            value = checkpoints.read_card(folder)["metrics"].get(self.rules.metric)
+            value = checkpoints.read_card(folder)["metrics"].get(self.policy.metric)
         except (UserError, KeyError):
             value = None
         if not isinstance(value, (int, float)):
             return -math.inf
-        return value if self.rules.mode == "max" else -value
+        return value if self.policy.mode == "max" else -value
 
     def _reach_mirror(self) -> Mirror | None:
         """The mirror; the driver has checked it, so that one that is gone now may come back."""
@@ -356,7 +355,7 @@ class Trial:
         if self._closed:
             return
         self._closed = True
-        self.crew.close()
+        self.workers.close()
         if self.done:
             hparams.end(self.events, bool(self.result.get("diverged")))
         self.events.close()
@@ -435,7 +434,7 @@ def _told(error: Exception) -> str:
     )
 
 
-def again(error: Exception) -> bool:
+def is_retryable(error: Exception) -> bool:
     """Whether a second try could end otherwise: files and devices fail by chance.
 
     A trial draws the same numbers every time, so what its code raises is raised again.

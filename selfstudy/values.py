@@ -10,9 +10,8 @@ import types
 import typing
 from typing import Any
 
-import gin
-
 from selfstudy import registry
+from selfstudy.registry import REQUIRED
 from util.errors import UserError
 
 
@@ -24,7 +23,7 @@ def checked(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
         raise UserError(f"{where}: {error.text}") from None
     if not fits:
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
-        shown_default = "" if default in (inspect.Parameter.empty, gin.REQUIRED) else (
+        shown_default = "" if default in (inspect.Parameter.empty, REQUIRED) else (
             f"; the default is {default!r}")  # fmt: skip
         raise UserError(
             f"{where}: '{name}' takes {_describe(hint)}, not {shown} ({type(value).__name__})"

@@ -9,7 +9,8 @@ from selfstudy import configure
 from selfstudy.experiment import disk, rayconfig
 from selfstudy.experiment import plan as plans
 from selfstudy.storage import checkpoints, snapshot
-from selfstudy.trial import Rules, Trial
+from selfstudy.trial import CheckpointPolicy as Policy
+from selfstudy.trial import Trial
 from util import files
 from util.errors import UserError
 
@@ -130,14 +131,14 @@ def run(folder, rules, *params):
 
 
 @pytest.mark.parametrize(("rules", "kept"), [
-    (Rules(), []),
-    (Rules(checkpoint_at_end=True), [9]),
-    (Rules(checkpoint_freq=4), [8, 4]),
-    (Rules(checkpoint_freq=4, checkpoint_at_end=True), [9, 8, 4]),
-    (Rules(checkpoint_freq=1, keep_checkpoints=2), [9, 8]),
-    (Rules(checkpoint_freq=1, keep_checkpoints=0), [9]),
-    (Rules(checkpoint_freq=1, keep_checkpoints=2, metric="train_loss", mode="max"), [9, 2, 1]),
-    (Rules(checkpoint_freq=3, keep_checkpoints=1, metric="train_loss", mode="min"), [9]),
+    (Policy(), []),
+    (Policy(checkpoint_at_end=True), [9]),
+    (Policy(checkpoint_freq=4), [8, 4]),
+    (Policy(checkpoint_freq=4, checkpoint_at_end=True), [9, 8, 4]),
+    (Policy(checkpoint_freq=1, keep_checkpoints=2), [9, 8]),
+    (Policy(checkpoint_freq=1, keep_checkpoints=0), [9]),
+    (Policy(checkpoint_freq=1, keep_checkpoints=2, metric="train_loss", mode="max"), [9, 2, 1]),
+    (Policy(checkpoint_freq=3, keep_checkpoints=1, metric="train_loss", mode="min"), [9]),
 ])  # fmt: skip
 def test_a_trial_keeps_what_its_rules_ask_for(folder, rules, kept):
     assert run(folder, rules)[1] == kept
@@ -145,7 +146,7 @@ def test_a_trial_keeps_what_its_rules_ask_for(folder, rules, kept):
 
 def test_a_stop_saves_the_last_round_and_the_end_tidies_up(folder):
     asked = []
-    rules = Rules(checkpoint_at_end=True)
+    rules = Policy(checkpoint_at_end=True)
     trial = Trial(SPEC, {}, folder / "t" / "e_0", rules, stopping=lambda: bool(asked))
     for _ in range(4):
         trial.step()
@@ -164,20 +165,22 @@ def test_a_stop_saves_the_last_round_and_the_end_tidies_up(folder):
 
 
 def test_a_diverged_trial_ends_with_its_last_good_checkpoint(folder):
-    trial, kept = run(folder, Rules(), "simulation.fault = 'nan'", "simulation.fault_round = 4")
+    trial, kept = run(
+        folder, Policy(), "simulation.fault = 'nan'", "simulation.fault_round = 4"
+    )
     assert kept == [3] and trial.result["diverged"] and trial.result["done"]
     rows = files.read_lines(trial.folder / paths.RESULT)
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["train_loss"] is None and "Infinity" not in (
         trial.folder / paths.RESULT).read_text()  # fmt: skip
     assert snapshot.newest(trial.folder).state()["rounds_done"] == 3
-    one = Trial(SPEC, {}, trial.folder, Rules())
+    one = Trial(SPEC, {}, trial.folder, Policy())
     assert one.done and one.step()["diverged"]  # it has ended, also for a process that asks
 
 
 def test_another_trials_state_is_taken_over(folder):
-    donor = Trial(SPEC, {"simulation.x": 0.01}, folder / "t" / "e_0", Rules(checkpoint_freq=2))
-    worst = Trial(SPEC, {"simulation.x": 0.5}, folder / "t" / "e_1", Rules())
+    donor = Trial(SPEC, {"simulation.x": 0.01}, folder / "t" / "e_0", Policy(checkpoint_freq=2))
+    worst = Trial(SPEC, {"simulation.x": 0.5}, folder / "t" / "e_1", Policy())
     for _ in range(4):
         donor.step()
     for _ in range(2):
@@ -185,7 +188,7 @@ def test_another_trials_state_is_taken_over(folder):
     state = donor.folder / "checkpoint_000004"
     worst.adopt(state)
     assert worst.session.accuracy == donor.session.accuracy
-    again = Trial(SPEC, {"simulation.x": 0.5}, folder / "t" / "e_1", Rules())
+    again = Trial(SPEC, {"simulation.x": 0.5}, folder / "t" / "e_1", Policy())
     again.adopt(state)  # asked again after a restart: it is there already
     assert again.session.rounds_done == 4
     result = again.step()
@@ -199,15 +202,15 @@ def test_another_trials_state_is_taken_over(folder):
 
 
 def test_a_finished_state_that_is_taken_over_ends_the_trial(folder):
-    donor, _ = run(folder, Rules(checkpoint_at_end=True))
-    worst = Trial(SPEC, {}, folder / "t" / "e_1", Rules())
+    donor, _ = run(folder, Policy(checkpoint_at_end=True))
+    worst = Trial(SPEC, {}, folder / "t" / "e_1", Policy())
     worst.step()
     worst.adopt(donor.folder / "checkpoint_000009")
     assert worst.done and worst.step()["round"] == 9
 
 
 def test_a_trial_is_closed_as_often_as_one_likes(folder):
-    trial, _ = run(folder, Rules())
+    trial, _ = run(folder, Policy())
     for _ in range(3):
         trial.close()  # a worker closes the trial that has closed itself at its end
     assert trial.step() == trial.result
@@ -219,7 +222,7 @@ def test_nothing_is_written_through_a_link(folder, name):
     victim.write_text("precious")
     trial.mkdir(parents=True)
     (trial / name).symlink_to(victim)
-    run(folder, Rules(checkpoint_freq=1))
+    run(folder, Policy(checkpoint_freq=1))
     assert victim.read_text() == "precious"
 
 
@@ -228,5 +231,5 @@ def test_a_trials_folder_is_no_link(folder):
     (folder / "t").mkdir()
     (folder / "t" / "e_0").symlink_to(folder / "elsewhere")
     with pytest.raises(UserError, match="is a link"):
-        run(folder, Rules())
+        run(folder, Policy())
     assert not list((folder / "elsewhere").iterdir())

@@ -17,9 +17,9 @@ from selfstudy.losses import contrastive, redundancy
 from selfstudy.models.heads import BatchRenorm
 from selfstudy.tasks.base import classified, depth_errors
 from selfstudy.train import processes
-from selfstudy.train.processes import Crew
+from selfstudy.train.processes import Workers
 from selfstudy.train.session import Session
-from selfstudy.trial import Rules, Trial, again
+from selfstudy.trial import CheckpointPolicy, Trial, is_retryable
 from selfstudy.types import IGNORED
 from util.errors import UserError
 
@@ -31,7 +31,7 @@ TINY = (
     "optimizer.optim_fn = 'SGD'", "optimizer.momentum = 0.9", "optimizer.betas = None",
     "optimizer.eps = None", "scheduler.milestones = [1, 3]", "scheduler.target_lrs = 0.05",
 )  # fmt: skip
-HEADS = ("projection.hidden = 32", "projection.out = 16")
+HEADS = ("projector.hidden = 32", "projector.out = 16")
 VIT = (
     "init_resnet.choice = 'vit'", "ViT.patch = 8", "ViT.width = 24", "ViT.depth = 1",
     "ViT.grid = 2", "Wrapper.run_classifier = False", "session.batch_norm = 'local'",
@@ -70,7 +70,7 @@ def trained(name, norm):
     loss = loss_of(name, net(mine[0]), net(mine[1]))
     loss.backward()
     found = [loss.detach(), *(item.grad for item in net.parameters())]
-    distributed.mean_(found)
+    distributed.all_reduce_mean_(found)
     return found + list(net.buffers())
 
 
@@ -93,7 +93,7 @@ def masked(target):
         loss, metrics = classified(out, truth.masked_fill(~places, IGNORED)[mine])
     loss.backward()
     found = [loss.detach(), weight.grad, *metrics.values()]
-    distributed.mean_(found)
+    distributed.all_reduce_mean_(found)
     return found
 
 
@@ -109,25 +109,25 @@ class Checks:
         assert size == 2 and distributed.share(9) == slice(4 * rank, 4 * rank + 4)
         rows = torch.arange(4.0)[:, None] + 10 * rank
         whole = torch.cat([torch.arange(4.0), 10 + torch.arange(4.0)])[:, None]
-        assert torch.equal(distributed.gather_plain(rows), whole)
-        mixed = distributed.exchange(rows)
+        assert torch.equal(distributed.gather_detached(rows), whole)
+        mixed = distributed.all_to_all(rows)
         assert mixed[:, 0].tolist() == ([0, 1, 10, 11] if rank == 0 else [2, 3, 12, 13])
-        assert torch.equal(distributed.exchange(mixed), rows)
+        assert torch.equal(distributed.all_to_all(mixed), rows)
         with pytest.raises(UserError, match="make dataloader.batch_size a multiple of 4"):
-            distributed.exchange(rows[:3])
+            distributed.all_to_all(rows[:3])
         some = [torch.full((3, 2), rank).float(), torch.full((), 4.0 * rank).double()]
-        distributed.mean_(some)
+        distributed.all_reduce_mean_(some)
         assert some[0].eq(0.5).all() and some[1] == 2
         flags = [torch.tensor([rank == 0]), torch.tensor(7 + rank)]
-        distributed.follow_(flags)
+        distributed.broadcast_(flags)
         assert flags[0].all() and flags[1] == 7
-        assert distributed.gather_values({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+        assert distributed.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
         torch.manual_seed(3)
-        drawn = distributed.drawn(lambda n: torch.rand(n, 2), 4)
-        assert torch.equal(distributed.gather_plain(drawn), self._seeded(8))
-        with distributed.alone():
+        drawn = distributed.draw_share(lambda n: torch.rand(n, 2), 4)
+        assert torch.equal(distributed.gather_detached(drawn), self._seeded(8))
+        with distributed.single_process():
             assert distributed.size() == 1 and distributed.gather(rows) is rows
-            assert torch.equal(distributed.drawn(lambda n: rows[:n], 4), rows)
+            assert torch.equal(distributed.draw_share(lambda n: rows[:n], 4), rows)
         for name in ("nt_xent", "cross_view", "info_nce", "vicreg", "barlow_twins"):
             self._equal(trained, name, nn.BatchNorm1d if name == "nt_xent" else nn.LayerNorm)
         self._equal(trained, "vicreg", OpenRenorm)
@@ -143,7 +143,7 @@ class Checks:
     @staticmethod
     def _equal(act, *args):
         together = act(*args)
-        with distributed.alone():
+        with distributed.single_process():
             apart = act(*args)
         for ours, whole in zip(together, apart, strict=True):
             close = 1e-10 if whole.dtype == torch.float64 else 1e-6
@@ -171,7 +171,7 @@ def crew(held, shared_data, monkeypatch):
         boot = processes._BOOT.replace("processes.serve", f"{extra}processes.serve")
         monkeypatch.setattr(processes, "_BOOT", boot)
         monkeypatch.setattr(paths, "DATA_DIR", shared_data)
-        held[:] = [Crew(2, "cpu")]
+        held[:] = [Workers(2, "cpu")]
     return held[0]
 
 
@@ -231,19 +231,20 @@ BLOBS = (
 PROMISES = {
     "classify": (*VIT, "Wrapper.run_classifier = True", "session.batch_norm = 'sync'"),
     "rotate": VIT,
-    "simclr": (*VIT, *HEADS, "projection.norm = 'ln'"),
+    "simclr": (*VIT, *HEADS, "projector.norm = 'ln'"),
     "moco": (*VIT, *HEADS, "MoCoModel.queue_size = 40"),
-    "byol": (*VIT, *HEADS, "projection.norm = 'ln'", "prediction.hidden = 32"),
+    "byol": (*VIT, *HEADS, "projector.norm = 'ln'", "predictor.hidden = 32"),
     "eqco": (*VIT, *HEADS, "MoCoModel.queue_size = 8", "MoCoTask.in_batch = True",
-             "Lagging.both_as_queries = True", "Lagging.shuffle_batch_norm = True"),
-    "simsiam": (*VIT, *HEADS, "projection.norm = 'ln'", "prediction.hidden = 16"),
-    "vicreg": (*VIT, *HEADS, "projection.norm = 'ln'", "scheduler.target_lrs = 0.01"),
-    "barlow": (*VIT, *HEADS, "projection.norm = 'ln'", "scheduler.target_lrs = 0.002"),
-    "supcon": (*VIT, *HEADS, "projection.norm = 'ln'"),
-    "swav": (*VIT, *HEADS, "projection.norm = 'ln'", "SwAVModel.prototypes = 20",
+             "MomentumEncoder.both_as_queries = True",
+             "MomentumEncoder.shuffle_batch_norm = True"),
+    "simsiam": (*VIT, *HEADS, "projector.norm = 'ln'", "predictor.hidden = 16"),
+    "vicreg": (*VIT, *HEADS, "projector.norm = 'ln'", "scheduler.target_lrs = 0.01"),
+    "barlow": (*VIT, *HEADS, "projector.norm = 'ln'", "scheduler.target_lrs = 0.002"),
+    "supcon": (*VIT, *HEADS, "projector.norm = 'ln'"),
+    "swav": (*VIT, *HEADS, "projector.norm = 'ln'", "SwAVModel.prototypes = 20",
              "SwAVModel.queue_size = 24", "SwAVModel.queue_start = 0.1",
              "SwAVModel.frozen = 0"),
-    "dino": (*VIT, *HEADS, "projection.norm = 'ln'", "DINOModel.outputs = 24",
+    "dino": (*VIT, *HEADS, "projector.norm = 'ln'", "DINOModel.outputs = 24",
              "DINOModel.frozen = 0"),
     "amdim": (*VIT, "ViT.depth = 2"),
     "cmc": (*VIT, *BLOBS, "CMCModel.nce_k = 32"),
@@ -252,7 +253,7 @@ PROMISES = {
     "vae of images with holes": (*VIT, "session.batch_norm = 'sync'",
                                  "VAEModel.inpainting = True"),
     # Each step of this one makes ten times as much of a difference in rounding.
-    "simclr with batch norm": (*HEADS, "projection.norm = 'bn'", "session.train_iters = 2"),
+    "simclr with batch norm": (*HEADS, "projector.norm = 'bn'", "session.train_iters = 2"),
 }  # fmt: skip
 
 
@@ -262,7 +263,7 @@ def test_two_processes_are_as_good_as_one(name, crew, noise):
     together = built(*PROMISES[name], file=file, crew=crew)
     start = {key: item.clone() for key, item in together.model.named_parameters()}
     found = numbers(crew.round(together, silent))
-    with distributed.alone():
+    with distributed.single_process():
         apart = built(*PROMISES[name], file=file)
         expected = numbers(apart.round())
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -273,21 +274,21 @@ def test_two_processes_are_as_good_as_one(name, crew, noise):
     assert max(moved) > 1e-3
 
 
-LOCAL = (*HEADS, "session.batch_norm = 'local'", "projection.norm = 'bn'")
+LOCAL = (*HEADS, "session.batch_norm = 'local'", "projector.norm = 'bn'")
 
 
 def test_batch_norm_that_stays_local_gives_other_results(crew):
     rounds = []
-    for more in ((), ("Lagging.shuffle_batch_norm = True",)):
+    for more in ((), ("MomentumEncoder.shuffle_batch_norm = True",)):
         run = built(*LOCAL, *more, file="digits/r9/moco", crew=crew)
         rounds.append(crew.round(run, silent)["train_loss"])
-    with distributed.alone():
+    with distributed.single_process():
         rounds.append(built(*LOCAL, file="digits/r9/moco").round()["train_loss"])
     assert len(set(rounds)) == 3
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(crew):
-    more = (*LOCAL, "Lagging.shuffle_batch_norm = True", "MoCoModel.queue_size = 40")
+    more = (*LOCAL, "MomentumEncoder.shuffle_batch_norm = True", "MoCoModel.queue_size = 40")
     whole = built(*more, file="digits/r9/moco", crew=crew)
     crew.round(whole, silent)
     half = torch.utils._pytree.tree_map(
@@ -310,7 +311,7 @@ def test_population_based_training_takes_over_in_all_processes(crew):
     crew.adopt(heir, state)
     assert heir.optimizer.param_groups[0]["weight_decay"] == 0.01
     result = crew.round(heir, silent)
-    with distributed.alone():
+    with distributed.single_process():
         apart = built("optimizer.weight_decay = 0.01")
         apart.adopt(state)
     assert result["round"] == 2 and apart.rounds_done == 1
@@ -340,7 +341,7 @@ def test_a_process_ends_with_its_parent(crew):
 
 
 def test_why_another_process_has_failed_is_told(free):
-    crew = Crew(2, "cpu")
+    crew = Workers(2, "cpu")
     run = built(crew=crew)
     crew.build(Spec(("digits/r9/classify",), ("no.such = 1",)), {})
     with pytest.raises(processes.Failed, match="process 2 of 2: -p 'no.such = 1': nothing is"):
@@ -350,7 +351,7 @@ def test_why_another_process_has_failed_is_told(free):
 def trial_of(count, folder, asked=()):
     """Of three rounds, in `count` processes; once `asked` is not empty it is to stop."""
     spec = Spec(("digits/r9/rotate",), (*TINY, *VIT, f"trial.processes = {count}"))
-    rules = Rules(checkpoint_freq=1)
+    rules = CheckpointPolicy(checkpoint_freq=1)
     return Trial(spec, {}, folder, rules, device="cpu", stopping=lambda: bool(asked))
 
 
@@ -359,19 +360,19 @@ def test_a_trial_survives_the_end_of_a_process(free, tmp_path):
     expected = [one.step() for _ in range(2)][1]
     first = trial_of(2, tmp_path / "two")
     first.step()
-    first.crew._children[0].kill()
+    first.workers._children[0].kill()
     with pytest.raises(
         processes.Killed, match=r"process 2 of 2 was killed \(SIGKILL\)"
     ) as error:
         first.step()
-    assert again(error.value)
+    assert is_retryable(error.value)
     second = trial_of(2, tmp_path / "two")  # as Ray does
     assert second.result["round"] == 1
     result = second.step()
     for key, item in numbers(expected).items():
         if key.startswith(("train_", "valid_")):
             assert result[key] == pytest.approx(item, rel=1e-4, abs=1e-5), key
-    (child,) = second.crew._children
+    (child,) = second.workers._children
     assert second.step()["round"] == 3 and second.done
     assert child.poll() == 0 and not torch.distributed.is_initialized()
     assert "trial.processes = 2" in (second.folder / paths.CONFIG).read_text()
@@ -381,7 +382,7 @@ def test_a_trial_that_is_stopped_leaves_no_process(free, tmp_path, monkeypatch):
     monkeypatch.setattr("selfstudy.trial.POLL", 0)
     asked = []
     trial = trial_of(2, tmp_path / "trial", asked)
-    (child,) = trial.crew._children
+    (child,) = trial.workers._children
     trial.step()
     for _ in range(2):
         assert trial.step(lambda *_: asked.append(1))["interrupted"]
@@ -391,7 +392,7 @@ def test_a_trial_that_is_stopped_leaves_no_process(free, tmp_path, monkeypatch):
 
 def test_there_must_be_processes_and_devices(free):
     with pytest.raises(UserError, match="trial.processes = 0: expected 1 or more"):
-        Crew(0, "cpu")
+        Workers(0, "cpu")
     if not torch.accelerator.is_available():
         with pytest.raises(UserError, match="needs as many GPUs and this trial has 0"):
-            Crew(2, "cuda")
+            Workers(2, "cuda")

@@ -33,7 +33,7 @@ from selfstudy.experiment.interrupts import Interrupted, Interrupts
 from selfstudy.experiment.plan import Plan
 from selfstudy.storage import checkpoints, snapshot
 from selfstudy.train.simulation import Simulation
-from selfstudy.trial import Rules, Superseded, Trial
+from selfstudy.trial import CheckpointPolicy, Superseded, Trial
 from selfstudy.tune import cluster, search
 from util import files
 from util.errors import UserError
@@ -68,7 +68,7 @@ def started(*flags, **more):
 
 
 def trial(folder, rules=None, overrides=None, **more):
-    rules = rules or Rules(checkpoint_freq=2, checkpoint_at_end=True)
+    rules = rules or CheckpointPolicy(checkpoint_freq=2, checkpoint_at_end=True)
     return Trial(SPEC, overrides or {}, folder, rules, **more)
 
 
@@ -204,7 +204,7 @@ def test_a_full_gpu_is_told_with_what_helps_and_not_tried_again(run, monkeypatch
     code, out, err = run("-e", "s", *STUDY, "--set", "config={}")
     assert code == 3
     assert "the GPU's memory is full" in out and "lower dataloader.batch_size" in out
-    assert not trials.again(full) and trials.again(OSError(errno.EIO, "the disk"))
+    assert not trials.is_retryable(full) and trials.is_retryable(OSError(errno.EIO, "the disk"))
 
 
 def test_a_loss_that_is_not_finite_ends_its_trial_and_keeps_the_last_good_state(run):

@@ -139,11 +139,11 @@ COMMON = {
     "scheduler.scheduler_fn": "CosineAnnealingLR",
     "scheduler.milestones": [320],
     "scheduler.arguments": {"T_max": 320, "eta_min": 0},
-    "projection.layers": 2,
-    "projection.hidden": 512,
-    "projection.out": 128,
-    "projection.norm": None,
-    "prediction.layers": 0,
+    "projector.layers": 2,
+    "projector.hidden": 512,
+    "projector.out": 128,
+    "projector.norm": None,
+    "predictor.layers": 0,
     "augment.resized_crop": True,
     "augment.photo_jitter": [0.4, 0.4, 0.4, 0.1],
     "augment.grayscale": 0.2,
@@ -163,9 +163,9 @@ MOCO = {
     "MoCoTask.temperature": 0.2,
     "MoCoTask.loss": "ce",
     "MoCoTask.in_batch": False,
-    "Lagging.momentum": 0.996,
-    "Lagging.momentum_schedule": False,
-    "Lagging.both_as_queries": None,
+    "MomentumEncoder.momentum": 0.996,
+    "MomentumEncoder.momentum_schedule": False,
+    "MomentumEncoder.both_as_queries": None,
     "optimizer.optim_fn": "SGD",
 }
 LARS = {"optimizer.optim_fn": "LARS", "optimizer.exclude": [".bias", ".bn"]}
@@ -177,9 +177,9 @@ VIC = {
     "VICRegTask.covariance": 1,
     "VICRegTask.eps": 1e-4,
     "VICRegTask.halve_variance": False,
-    "TwoViews.unit_sphere": None,
-    "projection.layers": 3,
-    "projection.norm": "bn",
+    "Siamese.unit_sphere": None,
+    "projector.layers": 3,
+    "projector.norm": "bn",
 }
 RECIPES = {
     "stl10/r18/moco": {**COMMON, **STL10, **MOCO},
@@ -188,10 +188,11 @@ RECIPES = {
         "MoCoModel.queue_size": 256,
     },
     "stl10/r18/byol": {
-        **COMMON, **STL10, **LARS, "session.task": "BYOLTask", "Lagging.momentum": 0.996,
-        "Lagging.momentum_schedule": True, "Lagging.both_as_queries": None,
-        "projection.norm": "bn", "prediction.layers": 2, "prediction.hidden": 512,
-        "prediction.norm": "same",
+        **COMMON, **STL10, **LARS, "session.task": "BYOLTask",
+        "MomentumEncoder.momentum": 0.996,
+        "MomentumEncoder.momentum_schedule": True, "MomentumEncoder.both_as_queries": None,
+        "projector.norm": "bn", "predictor.layers": 2, "predictor.hidden": 512,
+        "predictor.norm": "same",
         "optimizer.arguments": {"eta": 1e-3, "warmup_steps": 1},
     },
     "stl10/r18/simclr": {
@@ -208,16 +209,16 @@ RECIPES = {
         **COMMON, **VIC, "session.dataset": "CIFARDataset", "CIFARDataset.use_100": False,
         "CIFARDataset.to_lab": False, "BaseDataset.input_res": 32,
         "BaseDataset.double_sample": True, "ResNet.small_stem": True,
-        "ResNet.stem_padding": 2, "augment.blur": False, "projection.hidden": 2048,
-        "projection.out": 2048, "optimizer.lr": 0.3,
+        "ResNet.stem_padding": 2, "augment.blur": False, "projector.hidden": 2048,
+        "projector.out": 2048, "optimizer.lr": 0.3,
         "optimizer.arguments": {"eta": 0.02, "warmup_steps": 10},
     },
     "imagenet/r50/moco": {
         **COMMON, **MOCO, "session.dataset": "ImageNetDataset", "BaseDataset.input_res": 224,
-        "init_resnet.choice": "resnet50", "projection.hidden": 2048, "optimizer.lr": 0.03,
+        "init_resnet.choice": "resnet50", "projector.hidden": 2048, "optimizer.lr": 0.03,
         "scheduler.milestones": [8000], "scheduler.arguments": {"T_max": 8000, "eta_min": 0},
         "trial.processes": 8, "session.batch_norm": "local",
-        "Lagging.shuffle_batch_norm": True,
+        "MomentumEncoder.shuffle_batch_norm": True,
     },
 }  # fmt: skip
 
@@ -247,7 +248,8 @@ def test_an_epoch_of_a_recipe_has_so_many_rounds(name, rows, rounds):
 
 
 def test_moco_v1_is_a_method_and_a_change_of_v2():
-    v1 = {"projection.layers": 1, "MoCoTask.temperature": 0.07, "Lagging.momentum": 0.999,
+    v1 = {"projector.layers": 1, "MoCoTask.temperature": 0.07,
+          "MomentumEncoder.momentum": 0.999,
           "augment.blur": False, "augment.photo_jitter": [0.4] * 4}  # fmt: skip
     assert built("stl10/r18/moco", "base/moco_v1") == built("stl10/r18/moco") | v1
     alone = load(names=("base/moco_v1",))
@@ -255,7 +257,7 @@ def test_moco_v1_is_a_method_and_a_change_of_v2():
 
 
 def test_the_wide_network_is_a_change_of_any_method():
-    wide = {"ResNet.width": 3, "projection.out": 384}
+    wide = {"ResNet.width": 3, "projector.out": 384}
     for name in ("stl10/r18/moco", "digits/r9/byol"):
         assert built(name, "base/wide3") == built(name) | wide
 

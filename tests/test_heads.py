@@ -1,4 +1,4 @@
-"""Projection and prediction heads: their shapes, and their norms against torch's and timm's."""
+"""Projection and predictor heads: their shapes, and their norms against torch's and timm's."""
 
 import copy
 
@@ -13,8 +13,8 @@ from selfstudy.models.heads import (
     StandardisedConv2d,
     StandardisedLinear,
     mlp,
-    prediction,
-    projection,
+    predictor,
+    projector,
 )
 from util.errors import UserError
 
@@ -66,21 +66,21 @@ def test_mistakes_are_said():
 
 
 def test_projection_and_prediction_are_configurable():
-    assert kinds(projection(20)) == ["Linear", "ReLU", "Linear"]
-    assert projection(20).out_feats == 128 and kinds(prediction(128)) == []
+    assert kinds(projector(20)) == ["Linear", "ReLU", "Linear"]
+    assert projector(20).out_feats == 128 and kinds(predictor(128)) == []
     gin.parse_config(
-        "projection.layers = 3\nprojection.norm = 'br'\nprojection.out = 24\n"
-        "prediction.layers = 2\nprediction.hidden = 40"
+        "projector.layers = 3\nprojector.norm = 'br'\nprojector.out = 24\n"
+        "predictor.layers = 2\npredictor.hidden = 40"
     )
-    first = projection(20)
+    first = projector(20)
     assert kinds(first)[1] == "BatchRenorm" and len(first) == 7 and first.norm == "br"
-    second = prediction(first.out_feats, first.norm)
+    second = predictor(first.out_feats, first.norm)
     assert kinds(second) == ["Linear", "BatchRenorm", "ReLU", "Linear"]
     assert (second[0].in_features, second[0].out_features, second.out_feats) == (24, 40, 24)
-    gin.bind_parameter("prediction.norm", None)
-    assert kinds(prediction(24, "br")) == ["Linear", "ReLU", "Linear"]
-    gin.bind_parameter("prediction.norm", "ln")
-    assert kinds(prediction(24, "br"))[1] == "LayerNorm"
+    gin.bind_parameter("predictor.norm", None)
+    assert kinds(predictor(24, "br")) == ["Linear", "ReLU", "Linear"]
+    gin.bind_parameter("predictor.norm", "ln")
+    assert kinds(predictor(24, "br"))[1] == "LayerNorm"
 
 
 def pair(feats, bounds=None):

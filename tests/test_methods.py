@@ -25,8 +25,8 @@ RES, ROWS = 16, 120
 
 NARROW = (
     "ResNet.width = 0.1",
-    "projection.hidden = 32",
-    "projection.out = 32",
+    "projector.hidden = 32",
+    "projector.out = 32",
     "dataloader.batch_size = 32",
     "session.train_iters = 2",
     "session.valid_iters = 1",

@@ -16,7 +16,7 @@ from selfstudy.methods.dino import DINOModel
 from selfstudy.methods.supcon import SupConTask
 from selfstudy.methods.swav import SwAVModel, SwAVTask
 from selfstudy.methods.vicreg import VICRegTask
-from selfstudy.models.siamese import Clock
+from selfstudy.models.siamese import ScheduledFlags
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -154,7 +154,7 @@ def test_the_queue_of_swav_holds_the_latest_rows_of_each_view():
 
 
 def swav_model(**options) -> SwAVModel:
-    configure.load(Spec((), ("projection.out = 4", "projection.hidden = 8",
+    configure.load(Spec((), ("projector.out = 4", "projector.hidden = 8",
                              "ResNet.width = 0.1")))  # fmt: skip
     return SwAVModel(INFO, True, prototypes=3, **options)
 
@@ -178,11 +178,12 @@ def test_the_queue_of_swav_takes_part_from_its_share_on():
 
 
 def test_the_teacher_of_dino_its_centre_and_temperature_follow():
-    session = made("dino", "Lagging.momentum = 0.9", "Lagging.momentum_schedule = False",
+    session = made("dino", "MomentumEncoder.momentum = 0.9",
+                   "MomentumEncoder.momentum_schedule = False",
                    "DINOModel.frozen = 0.0", "DINOModel.first_temperature = 0.02",
                    "DINOModel.temperature = 0.06", "DINOModel.warmup = 0.5")  # fmt: skip
     model = session.model.backbone
-    pairs = list(zip(model.leaders(), model.lagging, strict=True))
+    pairs = list(zip(model.leaders(), model.momentum_encoder, strict=True))
     before = [item.clone() for _, copy in pairs for item in copy.parameters()]
     batch = first_batch(session)
     with torch.no_grad():
@@ -207,7 +208,7 @@ def test_the_teacher_of_dino_its_centre_and_temperature_follow():
 
 def test_dino_compares_with_the_other_view_of_a_lagging_copy():
     for both, pairs in ((True, ((0, 1), (1, 0))), (False, ((0, 1),))):
-        session = made("dino", f"Lagging.both_as_queries = {both}")
+        session = made("dino", f"MomentumEncoder.both_as_queries = {both}")
         batch = first_batch(session)
         session.model.backbone.centre.normal_()
         out = session.model(batch)
@@ -231,7 +232,7 @@ def test_the_last_layer_of_dino_has_unit_vectors_and_is_frozen_first():
     assert model.last.weight.grad is None
     model.after_step(0.3)
     judged(session, batch)[0].backward()
-    assert model.last.weight.grad.any() and model.lagging[2].weight.grad is None
+    assert model.last.weight.grad.any() and model.momentum_encoder[2].weight.grad is None
     rows = F.normalize(torch.randn(3, 32))
     doubled = model.last(rows).detach()
     with torch.no_grad():
@@ -249,12 +250,12 @@ def test_dino_learns_with_a_vision_transformer():
 
 
 def test_the_head_of_dino_is_smooth_in_student_and_teacher():
-    configure.load(Spec((), ("projection.layers = 3", "ResNet.width = 0.1")))
+    configure.load(Spec((), ("projector.layers = 3", "ResNet.width = 0.1")))
     model = DINOModel(INFO, True, outputs=8)
-    kinds = [type(part).__name__ for part in model.projection]
-    assert kinds == [type(part).__name__ for part in model.lagging[1]]
+    kinds = [type(part).__name__ for part in model.projector]
+    assert kinds == [type(part).__name__ for part in model.momentum_encoder[1]]
     assert kinds == ["Linear", "GELU", "Linear", "GELU", "Linear"]
-    states = (model.projection.state_dict(), model.lagging[1].state_dict())
+    states = (model.projector.state_dict(), model.momentum_encoder[1].state_dict())
     assert differing(*states) == []
 
 
@@ -262,14 +263,16 @@ def test_the_head_of_dino_is_smooth_in_student_and_teacher():
 
 
 def test_a_clock_tells_shares_of_the_run_and_remembers_them():
-    clock = Clock({"early": 0.0, "late": 0.7})
+    clock = ScheduledFlags({"early": 0.0, "late": 0.7})
     assert clock.due == {"early": True, "late": False}
     clock.after_step(0.6999)
     assert not clock.due["late"]
     clock.after_step(0.7)
     assert clock.due["late"]
-    other = Clock({"early": 0.0, "late": 0.7})
+    other = ScheduledFlags({"early": 0.0, "late": 0.7})
     other.load_state_dict(clock.state_dict())
     assert other.due == {"early": True, "late": True}
     with META:
-        Clock({"late": 0.7}).load_state_dict({"flags": torch.ones(1, dtype=torch.bool)})
+        ScheduledFlags({"late": 0.7}).load_state_dict(
+            {"flags": torch.ones(1, dtype=torch.bool)}
+        )

@@ -212,8 +212,8 @@ def test_several_processes_measure_what_one_does(monkeypatch):
         other.keep(*step)
     monkeypatch.setattr(distributed, "size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 0)
-    monkeypatch.setattr(distributed, "gather_values", lambda mine: [other._kept, mine])
-    monkeypatch.setattr(distributed, "shared", lambda mine: told.append(mine) or mine)
+    monkeypatch.setattr(distributed, "gather_objects", lambda mine: [other._kept, mine])
+    monkeypatch.setattr(distributed, "broadcast_object", lambda mine: told.append(mine) or mine)
     assert seen(watching(), steps[::2]) == expected == told[0]
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert seen(watching(), steps[::2]) is None  # it leaves the word to process 0
@@ -297,14 +297,14 @@ def test_a_collapse_is_said_once_and_in_the_summary(typed, monkeypatch):
     def collapsing(self, report):
         images = train(self, report)
         if self.rounds_done:
-            layers = self.model.backbone.projection.modules()
+            layers = self.model.backbone.projector.modules()
             last = [layer for layer in layers if isinstance(layer, torch.nn.Linear)][-1]
             torch.nn.init.zeros_(last.weight)
         return images
 
     monkeypatch.setattr(Session, "_train", collapsing)
     params = ("scheduler.milestones = [1, 3]", "session.train_iters = 12")
-    rows, out, err = typed(*params, "projection.norm = 'bn'")
+    rows, out, err = typed(*params, "projector.norm = 'bn'")
     assert [row.get("collapsed") for row in rows] == [None, 2, 2]
     assert rows[0]["valid_pretext_spread"] > 3 * monitor.POINT
     (told,) = (line for line in err.splitlines() if "collapsed" in line)

@@ -13,7 +13,7 @@ from selfstudy import configure
 from selfstudy.analysis import results
 from selfstudy.configure import Spec
 from selfstudy.evaluate import pictures
-from selfstudy.trial import Rules, Trial
+from selfstudy.trial import CheckpointPolicy, Trial
 from util.errors import UserError
 
 SMALL = ("BaseDataset.input_res = 16", "ResNet.width = 0.125", "session.train_iters = 2",
@@ -25,7 +25,7 @@ def trained(folders):
     def make(name, gin, *params, overrides=None):
         spec = Spec((gin,), (*SMALL, *params))
         trial = Trial(spec, overrides or {}, folders / "exp" / name / "e_0000",
-                      Rules({}, 0, True), device="cpu")  # fmt: skip
+                      CheckpointPolicy({}, 0, True), device="cpu")  # fmt: skip
         trial.step()
         trial.close()
         return trial.folder

@@ -57,7 +57,7 @@ def test_the_imagenet_recipe_in_the_words_of_the_family():
         mlp_hidden_dim=2048, lr=0.03, max_epochs=200, gin={"trial.processes": 8},
     )  # fmt: skip
     found, file = used(published.spec), used(Spec(("imagenet/r50/moco",)))
-    assert file.pop("prediction.hidden") != found.pop("prediction.hidden")  # of no layers
+    assert file.pop("predictor.hidden") != found.pop("predictor.hidden")  # of no layers
     assert found == file
 
 
@@ -70,12 +70,12 @@ def test_a_round_is_an_epoch_of_fashion_too():
 
 MOVED = {
     "encoder_arch": ("ws_resnet50", {"init_resnet.choice": "ws_resnet50"}),
-    "shuffle_batch_norm": (True, {"Lagging.shuffle_batch_norm": True,
+    "shuffle_batch_norm": (True, {"MomentumEncoder.shuffle_batch_norm": True,
                                   "session.batch_norm": "local"}),
     "batch_size": (64, {"train/dataloader.batch_size": 64}),
     "K": (4096, {"MoCoModel.queue_size": 4096}),
-    "dim": (64, {"projection.out": 64}),
-    "m": (0.9, {"Lagging.momentum": 0.9}),
+    "dim": (64, {"projector.out": 64}),
+    "m": (0.9, {"MomentumEncoder.momentum": 0.9}),
     "T": (0.1, {"MoCoTask.temperature": 0.1}),
     "lr": (0.1, {"optimizer.lr": 0.1}),
     "momentum": (0.5, {"optimizer.momentum": 0.5}),
@@ -86,19 +86,19 @@ MOVED = {
     "exclude_matching_parameters_from_lars": (["bias"], {"optimizer.exclude": ["bias"]}),
     "transform_s": (1, {"augment.photo_jitter": [0.8, 0.8, 0.8, 0.2]}),
     "transform_apply_blur": (False, {"augment.blur": False}),
-    "use_momentum_schedule": (True, {"Lagging.momentum_schedule": True}),
-    "projection_mlp_layers": (1, {"projection.layers": 1}),
-    "prediction_mlp_layers": (2, {"prediction.layers": 2}),
-    "mlp_hidden_dim": (64, {"projection.hidden": 64, "prediction.hidden": 64}),
-    "mlp_normalization": ("br", {"projection.norm": "br"}),
-    "prediction_mlp_normalization": ("ln", {"prediction.norm": "ln"}),
+    "use_momentum_schedule": (True, {"MomentumEncoder.momentum_schedule": True}),
+    "projection_mlp_layers": (1, {"projector.layers": 1}),
+    "prediction_mlp_layers": (2, {"predictor.layers": 2}),
+    "mlp_hidden_dim": (64, {"projector.hidden": 64, "predictor.hidden": 64}),
+    "mlp_normalization": ("br", {"projector.norm": "br"}),
+    "prediction_mlp_normalization": ("ln", {"predictor.norm": "ln"}),
     "use_mlp_weight_standardization": (
-        True, {"projection.weight_standardisation": True,
-               "prediction.weight_standardisation": True}),
+        True, {"projector.weight_standardisation": True,
+               "predictor.weight_standardisation": True}),
     "use_negative_examples_from_queue": (False, {"MoCoModel.queue_size": 0}),
     "use_negative_examples_from_batch": (True, {"MoCoTask.in_batch": True}),
-    "use_both_augmentations_as_queries": (True, {"Lagging.both_as_queries": True}),
-    "use_unit_sphere_projection": (False, {"TwoViews.unit_sphere": False}),
+    "use_both_augmentations_as_queries": (True, {"MomentumEncoder.both_as_queries": True}),
+    "use_unit_sphere_projection": (False, {"Siamese.unit_sphere": False}),
     "loss_type": ("bce", {"MoCoTask.loss": "bce"}),
     "loss_constant_factor": (2, {"MoCoTask.factor": 2}),
     "optimizer_name": ("lars", {"optimizer.optim_fn": "LARS", "optimizer.exclude": [],
@@ -157,7 +157,10 @@ NO_QUEUE = {"use_negative_examples_from_queue": False}
 
 def test_eqco_is_moco_with_the_margin(defaults):
     found = used(MoCoV2(use_eqco_margin=True, K=256).spec)
-    same = {"Lagging.both_as_queries": False, "TwoViews.unit_sphere": True}  # None is these
+    same = {
+        "MomentumEncoder.both_as_queries": False,
+        "Siamese.unit_sphere": True,
+    }  # None is these
     assert found == defaults[EqCo] | same
 
 
@@ -168,7 +171,7 @@ def test_simclr_is_moco_without_a_lagging_model(defaults):
             use_both_augmentations_as_queries=True, **NO_QUEUE,
         ).spec
     )  # fmt: skip
-    assert found == defaults[SimCLR] | {"TwoViews.unit_sphere": True}
+    assert found == defaults[SimCLR] | {"Siamese.unit_sphere": True}
 
 
 def test_vicreg_is_moco_without_a_lagging_model_with_its_settings(defaults):
@@ -180,7 +183,7 @@ def test_vicreg_is_moco_without_a_lagging_model_with_its_settings(defaults):
             lars_warmup_epochs=10, **NO_QUEUE,
         ).spec
     )  # fmt: skip
-    expected = defaults[VICReg] | {"TwoViews.unit_sphere": False}
+    expected = defaults[VICReg] | {"Siamese.unit_sphere": False}
     assert found == expected
 
 
@@ -196,7 +199,7 @@ def test_byol_is_moco_with_its_settings(defaults):
     # The recipe's own task stays, which takes the same loss of the same pairs.
     assert found["session.task"] == "MoCoTask" and found["MoCoTask.factor"] == 2
     told = defaults[BYOL] | {"session.task": "MoCoTask", "Wrapper.model_choice": "moco",
-                             "Lagging.both_as_queries": True}  # fmt: skip
+                             "MomentumEncoder.both_as_queries": True}  # fmt: skip
     assert {key: found[key] for key in told if key in found} == {
         key: told[key] for key in told if key in found
     }
@@ -205,8 +208,8 @@ def test_byol_is_moco_with_its_settings(defaults):
 def test_a_preset_that_becomes_another_method_keeps_what_it_has():
     found = used(BYOL(loss_type="ce", use_negative_examples_from_queue=True, K=512).spec)
     assert found["session.task"] == "MoCoTask" and found["MoCoModel.queue_size"] == 512
-    assert found["Lagging.both_as_queries"] and found["MoCoTask.factor"] == 2
-    assert found["prediction.layers"] == 2 and found["optimizer.optim_fn"] == "LARS"
+    assert found["MomentumEncoder.both_as_queries"] and found["MoCoTask.factor"] == 2
+    assert found["predictor.layers"] == 2 and found["optimizer.optim_fn"] == "LARS"
 
 
 @pytest.mark.parametrize(("preset", "params"), [

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from util import live, progress
 from util.errors import UserError, cause, nearest, printable, reports_errors
-from util.progress import Shown, Trials
+from util.progress import ProgressTable, Shown
 
 EVIL = "\x1b]0;x\x07[red]"
 
@@ -38,8 +38,8 @@ def result(number, done=False, metric=0.5, rounds=4, seconds=1.25):
 def trials(count, rounds=4, total=0, quiet=False, mode="max", **more):
     """So many trials, e_0000 and on, that differ in their learning rate."""
     rows = {f"e_{i:04d}": Shown({"optim.lr": i / 8, "same": 1}, rounds) for i in range(count)}
-    return Trials(rows, total=total or count, metric="mean_accuracy", mode=mode, quiet=quiet,
-                  **more)  # fmt: skip
+    return ProgressTable(rows, total=total or count, metric="mean_accuracy", mode=mode,
+                         quiet=quiet, **more)  # fmt: skip
 
 
 def ran(shown, name, metric=0.5, rounds=4, status="done"):
@@ -208,7 +208,7 @@ def test_what_was_done_before_counts():
     before = result(4, done=True, metric=0.75)
     rows = {"e_0000": Shown({}, 4, 4, "done", before),
             "e_0001": Shown({}, 4, 1, "running", result(1, metric=None))}  # fmt: skip
-    shown = Trials(rows, total=2, metric="mean_accuracy", mode="max", quiet=True)
+    shown = ProgressTable(rows, total=2, metric="mean_accuracy", mode="max", quiet=True)
     assert shown.share == pytest.approx(5 / 8) and shown.eta() == "00:04"
     assert rows["e_0001"].status == "planned" and rows["e_0000"].best == 0.75
     assert lines(shown)[-1] == "1/2 done - best mean_accuracy 0.7500 (0000) - ETA 00:04"
@@ -270,7 +270,7 @@ def test_the_picture_fits_the_terminal(width, height):
     rows = {f"e_a=b_{i:04d}": Shown({"x.name": "long " * 99, "y.lr": [i / 7] * 99,
                                     "z.seed": i, "w.size": "\u6f22" * i}, 1e6)
             for i in range(60)}  # fmt: skip
-    shown = Trials(rows, total=60, metric="mean_accuracy", mode="max", quiet=True,
+    shown = ProgressTable(rows, total=60, metric="mean_accuracy", mode="max", quiet=True,
                    slots="CPU 2/2 GPU 3.5/4")  # fmt: skip
     shown.start("e_a=b_0003")
     shown.round("e_a=b_0003", result(1, rounds=1e6))
@@ -283,7 +283,7 @@ def test_the_picture_fits_the_terminal(width, height):
 def test_a_narrow_terminal_does_without_what_matters_least():
     rows = {f"e_{i:04d}": Shown({"optim.lr": 0.00012345 * i, "optim.optim_fn": "SGD" * i}, 4)
             for i in range(3)}  # fmt: skip
-    shown = Trials(rows, total=3, metric="mean_accuracy", mode="max", quiet=True)
+    shown = ProgressTable(rows, total=3, metric="mean_accuracy", mode="max", quiet=True)
     ran(shown, "e_0002")
     wide, narrow, tiny = lines(shown, 100), lines(shown, 54), lines(shown, 25)
     assert "s/round" in wide[0] and "SGDSGD" in wide[1] and "columns left out" not in wide[-2]
@@ -326,8 +326,9 @@ def test_a_search_adds_trials_and_the_rung_has_a_column():
 def test_nothing_injects_into_the_picture():
     rows = {f"{EVIL}_{i}": Shown({f"a.{EVIL}": EVIL * (i + 1)}, 4) for i in range(2)}
     for total, height in ((2, 24), (2, 5), (1, 24)):
-        shown = Trials(dict(list(rows.items())[:total]), total=total, metric=EVIL, mode="max",
-                       quiet=True, slots=EVIL, rung=lambda result: EVIL)  # fmt: skip
+        shown = ProgressTable(dict(list(rows.items())[:total]), total=total, metric=EVIL,
+                              mode="max", quiet=True, slots=EVIL,
+                              rung=lambda result: EVIL)  # fmt: skip
         shown.start(f"{EVIL}_0")
         shown.round(f"{EVIL}_0", result(1) | {EVIL: 0.5})
         console = Console(file=io.StringIO(), width=200, force_terminal=True)

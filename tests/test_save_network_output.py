@@ -292,8 +292,8 @@ def test_dense_cuts_are_nested_in_the_images_that_were_read(tiles, monkeypatch):
     args = tool._arguments()
     encoder = Encoder("one/tiles", "cpu")
     data, seed = tool.datasets(snapshot.Snapshot.open(folder), args)
-    material = tool.of_pixels(encoder, data, seed, args)
-    assert material.images == 60 and len(material.saved["train_rows"]) == 60
+    probe_data = tool.of_pixels(encoder, data, seed, args)
+    assert probe_data.images == 60 and len(probe_data.saved["train_rows"]) == 60
     drawn, real = {}, features.pixels
 
     def pixels(maps, truth, cut, *rest):
@@ -302,7 +302,7 @@ def test_dense_cuts_are_nested_in_the_images_that_were_read(tiles, monkeypatch):
 
     monkeypatch.setattr(features, "pixels", pixels)
     for amount in (10, 60):
-        values, classes = material.examples(amount)
+        values, classes = probe_data.examples(amount)
         assert len(values) == len(classes) == 4 * amount
     assert drawn[10] < drawn[60] == set(range(60))
 

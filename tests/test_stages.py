@@ -66,7 +66,7 @@ def planned(exp_id, *settings, params=()):
 
 def run(study, resumed=False):
     checked = stages.check(study, prepare=True, resumed=resumed)
-    return stages.run(study, checked, driver.How(local=True, quiet=True))
+    return stages.run(study, checked, driver.RunOptions(local=True, quiet=True))
 
 
 def numbers(exp_id):
@@ -111,7 +111,7 @@ def test_interrupted_and_resumed_it_finds_the_same(file, monkeypatch):
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("util.progress.Trials.start", say)
+            patch.setattr("util.progress.ProgressTable.start", say)
             assert run(study, resumed=stop_after > 1) == 130
     # A process of its own, which has imported nothing of what the plans need.
     start = ("import sys, pathlib, paths; paths.RAY_DIR = pathlib.Path(sys.argv.pop(1)); "
@@ -143,7 +143,7 @@ def test_what_waits_for_a_pretraining_that_diverged(file, capsys):
 def test_a_dry_run_writes_nothing_and_tells_the_stages(file, capsys):
     study = planned("u")
     checked = stages.check(study, prepare=False, resumed=False)
-    stages.show(study, checked, driver.How(local=True))
+    stages.show(study, checked, driver.RunOptions(local=True))
     out = capsys.readouterr().out
     assert "Does it work?" in out and "2 semisupervised x 3 pretrained" in out
     assert "from a few minibatches of each kind of trial" in out
@@ -155,10 +155,10 @@ def test_a_trial_on_a_cluster_may_want_more_than_there_is_here(file, capsys):
     file.write_text(FILE.replace('"checkpoint_at_end": True}', wanted))
     study = planned("u", "labels=[20]")
     checked = stages.check(study, prepare=False, resumed=False)
-    stages.show(study, checked, driver.How(address="head:6379"))
+    stages.show(study, checked, driver.RunOptions(address="head:6379"))
     assert "time: not known: no data here, or a cluster" in capsys.readouterr().out
     with pytest.raises(UserError, match="cpu 4096 can never be met"):
-        stages.show(study, checked, driver.How(local=True))
+        stages.show(study, checked, driver.RunOptions(local=True))
 
 
 def test_settings_change_a_preset(file):

@@ -13,7 +13,7 @@ import paths
 from bench.storm import TIMING, processes, until, workers
 from selfstudy import configure, devices
 from selfstudy.experiment import plan as plans
-from selfstudy.trial import Rules, Trial
+from selfstudy.trial import CheckpointPolicy, Trial
 from util import files
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,9 @@ def numbers(folder):
 
 
 def test_a_trial_leaves_what_is_promised(experiments):
-    one = Trial(SPEC, {"session.seed": 3}, experiments / "x" / "e_0", Rules({}, 2, True))
+    one = Trial(
+        SPEC, {"session.seed": 3}, experiments / "x" / "e_0", CheckpointPolicy({}, 2, True)
+    )
     while not one.done:
         one.step()
     assert one.step() == one.result  # a trial that has ended stays ended
@@ -65,16 +67,16 @@ def test_a_trial_leaves_what_is_promised(experiments):
 
 
 def test_a_trial_continues_from_its_newest_whole_checkpoint(experiments):
-    reference = Trial(SPEC, {}, experiments / "a", Rules({}, 1, False))
+    reference = Trial(SPEC, {}, experiments / "a", CheckpointPolicy({}, 1, False))
     while not reference.done:
         reference.step()
-    broken = Trial(SPEC, {}, experiments / "b", Rules({}, 1, False))
+    broken = Trial(SPEC, {}, experiments / "b", CheckpointPolicy({}, 1, False))
     broken.step()
     broken.step()
     newest = experiments / "b" / "checkpoint_000002" / "snapshot"
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="checkpoint_000002"):
-        again = Trial(SPEC, {}, experiments / "b", Rules({}, 1, False))
+        again = Trial(SPEC, {}, experiments / "b", CheckpointPolicy({}, 1, False))
     assert again.session.rounds_done == 1 and len(numbers(again.folder)) == 1
     while not again.done:
         again.step()
@@ -82,7 +84,7 @@ def test_a_trial_continues_from_its_newest_whole_checkpoint(experiments):
 
 
 def test_stop_rules_end_a_trial(experiments):
-    one = Trial(SPEC, {}, experiments / "c", Rules({"training_iteration": 2}))
+    one = Trial(SPEC, {}, experiments / "c", CheckpointPolicy({"training_iteration": 2}))
     one.step()
     assert not one.done
     one.step()

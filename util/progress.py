@@ -215,7 +215,7 @@ def _median(values: Iterable[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-class Trials:
+class ProgressTable:
     """Shows how far the trials of an experiment are; use it as a context manager.
 
     Args:
@@ -259,7 +259,7 @@ class Trials:
             if one.last:
                 self._judge(one)
 
-    def __enter__(self) -> "Trials":
+    def __enter__(self) -> "ProgressTable":
         if not self.quiet:
             from util import live
 

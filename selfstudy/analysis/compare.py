@@ -8,7 +8,7 @@ from typing import Any
 
 import paths
 from selfstudy.analysis import results
-from selfstudy.analysis.results import Experiment, Trial
+from selfstudy.analysis.results import Experiment, TrialRecord
 
 SEEDS = ("seed", "label_seed")  # last parts of gin names
 INCLUDE = "include"  # the override that is no parameter but gin files
@@ -34,7 +34,7 @@ class Group:
 
     exp: str
     values: dict[str, Any]
-    trials: list[Trial]
+    trials: list[TrialRecord]
     scores: list[float]
 
     @property
@@ -49,7 +49,7 @@ class Group:
         return utility.interval(self.scores)
 
 
-def groups(trials: Iterable[Trial], metric: str, mode: str) -> list[Group]:
+def groups(trials: Iterable[TrialRecord], metric: str, mode: str) -> list[Group]:
     """Trials grouped over seeds; the best mean first, those without a value at the end."""
     found: dict[tuple, Group] = {}
     for trial in trials:
@@ -66,7 +66,7 @@ def groups(trials: Iterable[Trial], metric: str, mode: str) -> list[Group]:
     return ordered + [group for group in found.values() if not group.scores]
 
 
-def having(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
+def having(trials: Iterable[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
     """The trials that have the metric in their last round, the best first."""
     found = [trial for trial in trials if results.number(trial.last, metric) is not None]
     return sorted(found, key=lambda trial: trial.last[metric], reverse=mode == "max")
@@ -75,7 +75,7 @@ def having(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
 # ---- configurations -------------------------------------------------------------------------
 
 
-def config(experiment: Experiment, trial: Trial) -> dict[str, str]:
+def config(experiment: Experiment, trial: TrialRecord) -> dict[str, str]:
     """Gin name -> text of its value: what the trial has used; before it began, was given."""
     if used := results.config(trial):
         return used
@@ -85,7 +85,7 @@ def config(experiment: Experiment, trial: Trial) -> dict[str, str]:
     return given | {name: repr(value) for name, value in trial.overrides.items()}
 
 
-def settings(experiment: Experiment, trials: Iterable[Trial]) -> dict[str, list[str]]:
+def settings(experiment: Experiment, trials: Iterable[TrialRecord]) -> dict[str, list[str]]:
     """Gin name -> the values that these trials of an experiment have for it."""
     found: dict[str, dict[str, None]] = {}
     for trial in trials:
@@ -123,7 +123,7 @@ def differences(
 # ---- once more ------------------------------------------------------------------------------
 
 
-def command(experiment: Experiment, trial: Trial) -> tuple[str | None, str]:
+def command(experiment: Experiment, trial: TrialRecord) -> tuple[str | None, str]:
     """The command line that runs a trial again alone, and a caveat; None when it is unknown.
 
     The plan may be a stranger's, so nothing that could be read as a flag gets in.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from selfstudy.analysis import results
-from selfstudy.analysis.results import Trial
+from selfstudy.analysis.results import TrialRecord
 from util.progress import headings, table
 
 WIDEST = 40  # characters of a table's cell
@@ -22,12 +22,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."
 
 
-def varying(trials: list[Trial]) -> dict[str, str]:
+def varying(trials: list[TrialRecord]) -> dict[str, str]:
     """The overridden gin names whose values differ, with the headers of their columns."""
     return headings([trial.overrides for trial in trials])
 
 
-def record(trial: Trial) -> dict[str, Any]:
+def record(trial: TrialRecord) -> dict[str, Any]:
     """A trial for other programs: plain values under fixed names."""
     return {
         "exp": trial.exp, "trial": trial.name, "status": trial.status, "why": trial.why,
@@ -46,7 +46,7 @@ def alternatives(values: list[str] | None) -> str:
 
 
 def trial_table(
-    trials: list[Trial], names: dict[str, str], metrics: list[str], several: bool
+    trials: list[TrialRecord], names: dict[str, str], metrics: list[str], several: bool
 ) -> str:
     """Trials as text.
 
@@ -73,12 +73,12 @@ def trial_table(
     return table(rows, header)
 
 
-def _override(trial: Trial, name: str) -> str:
+def _override(trial: TrialRecord, name: str) -> str:
     value = trial.overrides.get(name, "")
     return "None" if value is None else shown(value)
 
 
-def at(trial: Trial) -> str:
+def at(trial: TrialRecord) -> str:
     """How far it is, such as '3/10' rounds."""
     rounds = results.number(trial.last, "rounds")
     return f"{trial.last.get('round', 0)}" + (f"/{rounds:g}" if rounds else "")

@@ -51,7 +51,7 @@ _LARGEST = 1 << 63  # of an integer that a frame can hold
 
 
 @dataclasses.dataclass
-class Trial:
+class TrialRecord:
     """A trial as its folder and its experiment's record tell it.
 
     Attributes:
@@ -113,7 +113,7 @@ class Experiment:
     name: str
     folder: Path
     manifest: Manifest
-    trials: list[Trial] = dataclasses.field(default_factory=list)
+    trials: list[TrialRecord] = dataclasses.field(default_factory=list)
     unreadable: list[str] = dataclasses.field(default_factory=list)
     torn: int = 0
 
@@ -220,7 +220,7 @@ def locate(name: str | Path) -> Path | None:
     return Path(text).absolute() if os.path.isdir(text) else None
 
 
-def find(name: str) -> tuple[Experiment, Trial | None]:
+def find(name: str) -> tuple[Experiment, TrialRecord | None]:
     """The experiment, or the trial "EXP/name", that a user has typed.
 
     A trial is also found by the number that its name ends in, and by the name that its folder
@@ -241,7 +241,7 @@ def find(name: str) -> tuple[Experiment, Trial | None]:
     return read(name), None
 
 
-def _trial(experiment: Experiment, name: str) -> Trial:
+def _trial(experiment: Experiment, name: str) -> TrialRecord:
     named = {}
     for trial in experiment.trials:
         if trial.folder:
@@ -303,7 +303,7 @@ def read(name: str | Path) -> Experiment:
 def _add_planned(found: Experiment) -> None:
     real = {inner.name for inner in subfolders(found.folder)}
     for row in found.manifest.rows:
-        trial = Trial(found.name, row["name"], overrides=row["overrides"])
+        trial = TrialRecord(found.name, row["name"], overrides=row["overrides"])
         found.trials.append(trial)
         folder = found.folder / row["name"]
         if row["name"] in real:
@@ -315,7 +315,7 @@ def _add_planned(found: Experiment) -> None:
             found.unreadable.append(f"{found.name}/{row['name']}: it is no plain folder")
 
 
-def _read_rounds(found: Experiment, trial: Trial) -> None:
+def _read_rounds(found: Experiment, trial: TrialRecord) -> None:
     try:
         lines, torn = manifests.read_lines(trial.folder / paths.RESULT)
     except UserError as error:
@@ -369,7 +369,7 @@ def _others(folder: Path, planned: set[str]) -> tuple[list[Path], list[Path]]:
 def _add_trial(found: Experiment, folder: Path) -> None:
     """A trial's folder that no plan names: a planned one that was renamed, or one more."""
     name = folder.relative_to(found.folder).as_posix()
-    trial = Trial(found.name, name, folder)
+    trial = TrialRecord(found.name, name, folder)
     trial.overrides = _params(found, trial)
     missing = [other for other in found.trials
                if not other.folder and other.overrides == trial.overrides]  # fmt: skip
@@ -381,7 +381,7 @@ def _add_trial(found: Experiment, folder: Path) -> None:
     _read_rounds(found, trial)
 
 
-def _params(found: Experiment, trial: Trial) -> dict[str, Any]:
+def _params(found: Experiment, trial: TrialRecord) -> dict[str, Any]:
     try:
         return manifests.read_object(trial.folder / paths.PARAMS)
     except FileNotFoundError:
@@ -402,7 +402,7 @@ def _add_snapshot(found: Experiment, folder: Path) -> None:
         found.unreadable.append(f"{name}: {paths.CARD}: {error}")
         return
     named = [trial for trial in found.trials if trial.name == card.get("trial")]
-    trial = named[0] if named else Trial(found.name, _own_name(found, folder), folder)
+    trial = named[0] if named else TrialRecord(found.name, _own_name(found, folder), folder)
     trial.snapshot = name
     if not named:
         overrides = card.get("overrides")
@@ -418,7 +418,7 @@ def _own_name(found: Experiment, folder: Path) -> str:
     return found.folder.name if inside == "." else inside
 
 
-def _error(trial: Trial) -> str | None:
+def _error(trial: TrialRecord) -> str | None:
     """The last line of the trial's traceback, which holds the cause."""
     if not trial.folder or trial.status in ("done", "stopped"):
         return None
@@ -429,7 +429,7 @@ def _error(trial: Trial) -> str | None:
     return printable(lines[-1]) if lines else None
 
 
-def config(trial: Trial) -> dict[str, str]:
+def config(trial: TrialRecord) -> dict[str, str]:
     """The trial's `config.gin` as gin name -> text of its value; empty when there is none."""
     try:
         text = manifests.read_text(trial.folder / paths.CONFIG) if trial.folder else ""
@@ -501,7 +501,7 @@ def round_frame(found: list[Experiment]) -> "pandas.DataFrame":
     return _frame(rows, columns, found)
 
 
-def _row(trial: Trial) -> dict[str, dict[str, Any]]:
+def _row(trial: TrialRecord) -> dict[str, dict[str, Any]]:
     """The parts of a trial's row, by kind of column."""
     return {
         "first": {

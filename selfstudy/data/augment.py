@@ -5,7 +5,6 @@ another: it picks whole rows of the stored bytes (flip, crop), folds normalisati
 into one matrix an image, and sets pads and holes to 0 by one mask.
 """
 
-import gin
 import torch
 from torch import Generator, Tensor
 
@@ -24,6 +23,7 @@ from selfstudy.data.transforms import (
     span,
     weights,
 )
+from selfstudy.registry import configurable
 from selfstudy.types import DENSE, DataInfo
 from util import color
 from util.errors import UserError
@@ -156,7 +156,7 @@ class Augmentation:
         """Parameters of each transform by name, as `Transform.draw`."""
 
         def drawn(transform: Transform) -> Tensor:
-            return distributed.drawn(
+            return distributed.draw_share(
                 lambda count: transform.draw(count, height, width, generator, device), n
             )
 
@@ -293,7 +293,7 @@ class Augmentation:
         return target
 
 
-@gin.configurable(denylist=["info", "train"])
+@configurable(denylist=["info", "train"])
 def augment(
     info: DataInfo,
     train: bool,

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import gin
 import numpy as np
 import torch
 from torch import Tensor
 
 import paths
 from selfstudy.data.prepare import Source, balanced_order, fill
+from selfstudy.registry import configurable
 from selfstudy.types import DataInfo
 from util import hdf5
 from util.errors import UserError
@@ -78,7 +78,7 @@ class NotPrepared(UserError):
     """The data file is not there, and making it was not asked for."""
 
 
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class BaseDataset:
     """One split of a data set: which rows of its file, and in which blocks they are visited.
 

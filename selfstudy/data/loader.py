@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-import gin
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from selfstudy import distributed
 from selfstudy.data.augment import Augmentation
 from selfstudy.data.dataset import BaseDataset, Store
+from selfstudy.registry import configurable
 from selfstudy.types import Batch
 from util.errors import UserError
 
@@ -28,7 +28,7 @@ def derived_seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
-@gin.configurable("dataloader", denylist=["dataset", "augmentation", "device"])
+@configurable("dataloader", denylist=["dataset", "augmentation", "device"])
 class Loader:
     """Iterates over the minibatches of a round of one split.
 

@@ -5,13 +5,12 @@ import pickle
 import tarfile
 from pathlib import Path
 
-import gin
 import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
 from selfstudy.data.prepare import Source, in_blocks, resized
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from util.errors import UserError
 from util.fetch import fetch
 
@@ -51,7 +50,7 @@ ADMITTED = {
 
 
 @register("dataset")
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class CIFARDataset(BaseDataset):
     """First 45,000 train, next 5,000 valid, 10,000 test; nine tenths of a smaller folder.
 

@@ -1,18 +1,17 @@
 """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (UCI, 1998)."""
 
-import gin
 import numpy as np
 
 from selfstudy.data.dataset import BaseDataset
 from selfstudy.data.prepare import Source, resized, stratified
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 
 SIZES = {"train": 1197, "valid": 300, "test": 300}
 BRIGHTEST = 16  # the pixels of the source are 0..16
 
 
 @register("dataset")
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class DigitsDataset(BaseDataset):
     """Real images that need no download: 1,197 train, 300 valid, 300 test, stratified.
 

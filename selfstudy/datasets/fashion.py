@@ -3,13 +3,12 @@
 import gzip
 from pathlib import Path
 
-import gin
 import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
 from selfstudy.data.prepare import Source, in_blocks, resized
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from util.errors import UserError
 from util.fetch import fetch
 
@@ -26,7 +25,7 @@ CLASSES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankl
 
 
 @register("dataset")
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class FashionMNISTDataset(BaseDataset):
     """55,000 train, 5,000 valid (the last of the 60,000) and 10,000 test images.
 

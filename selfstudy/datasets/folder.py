@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gin
 import numpy as np
 from PIL import Image, ImageOps
 
 import paths
 from selfstudy.data.dataset import SPLITS, BaseDataset
 from selfstudy.data.prepare import Source, stratified
-from selfstudy.registry import register
+from selfstudy.registry import REQUIRED, configurable, register
 from util.errors import UserError
 from util.files import PICTURES, given_folder
 
@@ -21,7 +20,7 @@ BLOCK = 512  # images decoded before they are written
 
 
 @register("dataset")
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class FolderDataset(BaseDataset):
     """Pictures below a folder, prepared once and anew when the folder's content changes.
 
@@ -36,7 +35,7 @@ class FolderDataset(BaseDataset):
     def __init__(
         self,
         split: str,
-        folder: str = gin.REQUIRED,
+        folder: str = REQUIRED,
         valid: float | str = 0.1,
         test: float | str = 0.1,
     ):

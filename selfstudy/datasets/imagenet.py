@@ -3,19 +3,18 @@
 import hashlib
 from pathlib import Path
 
-import gin
 import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
 from selfstudy.data.prepare import Source, stratified
 from selfstudy.datasets.folder import class_numbers, decoded, pictures, shuffled
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from util.errors import UserError
 
 
 @register("dataset")
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class ImageNetDataset(BaseDataset):
     """`train/<wnid>/*.JPEG` trains and, with its last `num_valid`, validates; `val/` tests.
 

@@ -5,13 +5,12 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Literal
 
-import gin
 import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
 from selfstudy.data.prepare import Source, resized
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.types import IGNORED
 from util import hdf5
 from util.errors import UserError
@@ -30,7 +29,7 @@ BLOCK = 500  # pictures read together
 
 
 @register("dataset")
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class STL10Dataset(BaseDataset):
     """4,500 train, 500 valid (the last labelled ones) and 8,000 test images, 96 pixels wide.
 

@@ -5,13 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import gin
 import torch
 from torch import Tensor
 
 import paths
 from selfstudy.data.dataset import BaseDataset
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.render import produce, world
 from selfstudy.types import DENSE
 from util import hdf5
@@ -24,7 +23,7 @@ NOTHING = 99  # class of the background in files of the original layout
 
 
 @register("dataset")
-@gin.configurable(denylist=["split"])
+@configurable(denylist=["split"])
 class SynDataset(BaseDataset):
     """Rendered pictures, as misc/render.py or the original system has written them.
 

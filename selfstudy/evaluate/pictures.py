@@ -35,7 +35,7 @@ PALETTE = np.array([  # of classes at pixels, the background first
 
 
 @dataclasses.dataclass
-class Guesses:
+class Predictions:
     """What a model takes images for.
 
     Attributes:
@@ -133,17 +133,17 @@ def _looked_at(session: Any, split: str) -> Iterator[tuple[Batch, Output]]:
         yield batch, session.model(batch)
 
 
-def _guesses(session: Any, split: str) -> Guesses:
+def _guesses(session: Any, split: str) -> Predictions:
     found = []
     for batch, out in _looked_at(session, split):
         sure, predicted = out.logits["fc/class"].float().softmax(1).max(1)
         found.append((batch.idxs, batch.targets["class"], predicted, sure))
     columns = [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
     known = columns[1] >= 0  # images without a label tell nothing
-    return Guesses(*(column[known] for column in columns), split)
+    return Predictions(*(column[known] for column in columns), split)
 
 
-def _told(session: Any, guesses: Guesses, folder: Path) -> Iterator[Path]:
+def _told(session: Any, guesses: Predictions, folder: Path) -> Iterator[Path]:
     """The worst errors as a sheet, and all guesses as a table."""
     wrong = (guesses.truth != guesses.predicted).nonzero()[:, 0]
     worst = wrong[guesses.confidence[wrong].argsort(descending=True)][:WORST]

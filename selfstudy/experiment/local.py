@@ -7,12 +7,12 @@ from selfstudy.experiment import summary
 from selfstudy.experiment.interrupts import Interrupts
 from selfstudy.experiment.plan import Plan, Row
 from selfstudy.experiment.upkeep import Upkeep
-from selfstudy.trial import Rules, Trial, note_failure
-from util.progress import Trials
+from selfstudy.trial import CheckpointPolicy, Trial, note_failure
+from util.progress import ProgressTable
 
 
 def run(
-    plan: Plan, progress: Trials, resources: dict[str, float], interrupts: Interrupts
+    plan: Plan, progress: ProgressTable, resources: dict[str, float], interrupts: Interrupts
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Run the unfinished trials.
 
@@ -60,11 +60,15 @@ def run(
 
 
 def _run_one(
-    plan: Plan, row: Row, progress: Trials, device: str | None, stopping: Callable[[], bool]
+    plan: Plan,
+    row: Row,
+    progress: ProgressTable,
+    device: str | None,
+    stopping: Callable[[], bool],
 ) -> dict:
     trial = Trial(
-        plan.spec, row.overrides, plan.folder / row.name, Rules(**plan.rules), plan.command,
-        device, stopping,
+        plan.spec, row.overrides, plan.folder / row.name, CheckpointPolicy(**plan.policy),
+        plan.command, device, stopping,
     )  # fmt: skip
     if plan.exp_args["verbose"] > 1:
         print(trial.config)

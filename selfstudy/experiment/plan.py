@@ -79,8 +79,8 @@ class Plan:
         return under_experiments(self.exp_id)
 
     @property
-    def rules(self) -> dict[str, Any]:
-        """When trials stop and what they save, as `trial.Rules` takes it."""
+    def policy(self) -> dict[str, Any]:
+        """When trials stop and what they save, as `trial.CheckpointPolicy` takes it."""
         wanted = ("stop", "checkpoint_freq", "checkpoint_at_end", "keep_checkpoints")
         metric, mode = self.objectives[0]
         return {name: self.exp_args[name] for name in wanted} | {"metric": metric, "mode": mode}

@@ -88,7 +88,7 @@ def check(
 def _check_used(overrides: dict[str, Any], parts: dict[str, dict[str, Any]]) -> None:
     """Refuse a search over something that the trial never builds: it would change nothing."""
     for name in overrides.keys() - {configure.INCLUDE}:
-        component = name.rpartition(".")[0]
+        component = configure.component(name)
         if not any(part == component or part.endswith(f"/{component}") for part in parts):
             raise UserError(
                 f"ray config: '{name}' changes nothing here, since this configuration uses no "

@@ -8,7 +8,7 @@ from selfstudy.experiment.plan import Plan
 from selfstudy.storage import checkpoints
 from selfstudy.storage.mirror import Mirror
 from util.errors import cause
-from util.progress import Trials
+from util.progress import ProgressTable
 
 EVERY = 10.0  # seconds between two looks at the quota and the mirror
 
@@ -22,7 +22,7 @@ class Upkeep:
         interrupts: asks running trials to stop when the budget is used.
     """
 
-    def __init__(self, plan: Plan, progress: Trials, interrupts: Interrupts):
+    def __init__(self, plan: Plan, progress: ProgressTable, interrupts: Interrupts):
         self.plan, self.progress, self.interrupts = plan, progress, interrupts
         self.mirror = Mirror.from_environment()
         self.begun = self.looked = time.monotonic()

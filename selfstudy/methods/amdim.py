@@ -9,7 +9,6 @@ methods (selfstudy, arXiv 2003.14323; ResNet-9 on CIFAR-10: 400 rounds, batches 
 import copy
 import dataclasses
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from selfstudy.losses.banks import amdim_nce
 from selfstudy.models.amdim_ref import AmdimEncoder
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.models.siamese import check_views
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
@@ -91,7 +90,7 @@ class AMDIMRefModel(AMDIMModel):
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class AMDIMTask(PretextTask):
     """Three NCE losses, each in both directions: global to coarse, to fine, coarse to coarse.
 
@@ -118,7 +117,7 @@ class AMDIMTask(PretextTask):
         def draw(n: int) -> Tensor:
             return torch.randint(COARSE**2, (n,), generator=generator, device=idxs.device)
 
-        cells = {f"cell{view}": distributed.drawn(draw, len(idxs)) for view in (0, 1)}
+        cells = {f"cell{view}": distributed.draw_share(draw, len(idxs)) for view in (0, 1)}
         return dataclasses.replace(batch, targets=batch.targets | cells)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
@@ -127,8 +126,8 @@ class AMDIMTask(PretextTask):
         'nce' (nats) is the mean over both directions of the sum of the three losses, 'penalty'
         half of the sum of all six penalties of large scores.
         """
-        first = distributed.gather_plain(self.output(out, "global0"))
-        second = distributed.gather_plain(out.selfsup["global1"])
+        first = distributed.gather_detached(self.output(out, "global0"))
+        second = distributed.gather_detached(out.selfsup["global1"])
         parts = [self._one_way(batch, out, view) for view in (0, 1)]
         nce, penalty = torch.stack(parts).mean(0)
         top1, top5 = monitors.retrieval(first, second)

@@ -4,26 +4,24 @@ The correlation between the dimensions of one view and those of the other, over 
 to be the identity. Published: ResNet-50 on ImageNet, 1,000 epochs, 73.2 % linear accuracy.
 """
 
-import gin
-
 from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
-from selfstudy.models.siamese import TwoViews
-from selfstudy.registry import register
+from selfstudy.models.siamese import Siamese
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
 
 @register("backbone", "barlow")
-class BarlowModel(TwoViews):
+class BarlowModel(Siamese):
     """An encoder and a wide projection, which is not scaled to the unit sphere."""
 
     on_sphere = False
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class BarlowTask(PretextTask):
     """Squared differences of the correlations from the identity.
 

@@ -1,29 +1,28 @@
-"""BYOL (Grill et al., NeurIPS 2020, arXiv 2006.07733): foretell what a lagging copy sees.
+"""BYOL (Grill et al., NeurIPS 2020, arXiv 2006.07733): predict the EMA teacher's projection.
 
 No negatives: a prediction of each view is to equal the copy's projection of the other. Batch
 norm in the MLPs keeps it from collapsing (and so do other means, arXiv 2010.10241).
 """
 
-import gin
 import torch
 
 from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
-from selfstudy.models.siamese import Lagging
-from selfstudy.registry import register
+from selfstudy.models.siamese import MomentumEncoder
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, Output
 
 
 @register("backbone", "byol")
-class BYOLModel(Lagging):
-    """An encoder, its lagging copy, and a prediction (`prediction.layers = 2`)."""
+class BYOLModel(MomentumEncoder):
+    """An encoder, its momentum encoder, and a prediction (`predictor.layers = 2`)."""
 
     symmetric = True
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class BYOLTask(PretextTask):
     """2 - 2 cos of prediction and projection, summed over both directions."""
 
@@ -36,5 +35,5 @@ class BYOLTask(PretextTask):
         if "key0" in out.selfsup:
             pairs.append((out.selfsup["query1"], out.selfsup["key0"]))
         losses = [redundancy.byol(query, key) for query, key in pairs]
-        whole = map(distributed.gather_plain, first)
+        whole = map(distributed.gather_detached, first)
         return {"loss": torch.stack(losses).sum(), **monitors.health(*whole)}

@@ -8,7 +8,6 @@ rounds, batches of 512.
 
 import math
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from selfstudy.losses import monitors
 from selfstudy.losses.banks import bank_nce
 from selfstudy.losses.contrastive import info_nce
 from selfstudy.models.resnet import ResnetModel, init_resnet
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
@@ -50,7 +49,7 @@ class LabEncoder(nn.Module):
 
 
 @register("backbone", "cmc")
-@gin.configurable(denylist=["info", "run_selfsup"])
+@configurable(denylist=["info", "run_selfsup"])
 class CMCModel(ResnetModel):
     """Two networks (of half the width by `ResNet.is_half`), and a bank of the features of each.
 
@@ -110,7 +109,7 @@ class CMCModel(ResnetModel):
     def negatives(self, rows: Tensor) -> Tensor:
         """[B, K] rows of the banks, drawn alike and with replacement."""
         count = len(self.bank_l) - self.exclude_positive
-        drawn = distributed.drawn(
+        drawn = distributed.draw_share(
             lambda n: torch.randint(count, (n, self.nce_k), device=rows.device), len(rows)
         )
         return drawn + (drawn >= rows[:, None]) if self.exclude_positive else drawn
@@ -156,7 +155,7 @@ class CMCModel(ResnetModel):
         if self.made is None:
             return
         # All processes keep the same banks.
-        idxs, *parts = map(distributed.gather_plain, self.made)
+        idxs, *parts = map(distributed.gather_detached, self.made)
         for bank, new in zip((self.bank_l, self.bank_ab), parts, strict=True):
             mixed = self.nce_m * bank[idxs] + (1 - self.nce_m) * new
             bank.index_copy_(0, idxs, F.normalize(mixed))
@@ -175,7 +174,7 @@ def _check(size: int | None, nce_k: int, nce_t: float, nce_m: float) -> None:
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class CMCTask(PretextTask):
     """What `CMCModel` makes of its banks; they belong to the model, and so do K and T."""
 
@@ -184,7 +183,7 @@ class CMCTask(PretextTask):
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss; how often L finds its a and b in the batch; cosines, and spread."""
         loss = self.output(out, "loss")
-        light, colour = (distributed.gather_plain(out.selfsup[name]) for name in ("l", "ab"))
+        light, colour = (distributed.gather_detached(out.selfsup[name]) for name in ("l", "ab"))
         top1, top5 = monitors.retrieval(light, colour)
         return {"loss": loss, "accuracy": top1, "top5": top5,
                 **monitors.health(light, colour)}  # fmt: skip

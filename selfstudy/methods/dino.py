@@ -1,20 +1,19 @@
-"""DINO (Caron et al., ICCV 2021, arXiv 2104.14294): foretell the lagging copy's distribution.
+"""DINO (Caron et al., ICCV 2021, arXiv 2104.14294): match the EMA teacher's distribution.
 
-Student and lagging teacher spread each image over many outputs by a softmax. The teacher's is
+Student and EMA teacher spread each image over many outputs by a softmax. The teacher's is
 centred, against one output taking all, and sharpened, against all being alike, and the student
 is to give the same for the other view. Two views; the paper's further small crops are left
 out. Published: ViT-S/16 on ImageNet, 300 epochs without small crops, 72.5 % linear accuracy.
 """
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
 from selfstudy.losses import clusters, monitors
-from selfstudy.models.siamese import Clock, Lagging
-from selfstudy.registry import register
+from selfstudy.models.siamese import MomentumEncoder, ScheduledFlags
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
@@ -33,8 +32,8 @@ class Prototypes(nn.Linear):
 
 
 @register("backbone", "dino")
-@gin.configurable(denylist=["info", "run_selfsup"])
-class DINOModel(Lagging):
+@configurable(denylist=["info", "run_selfsup"])
+class DINOModel(MomentumEncoder):
     """Student and teacher: encoder, projection with GELU to the unit sphere, last layer.
 
     Args:
@@ -68,11 +67,11 @@ class DINOModel(Lagging):
         self.centre_momentum = centre_momentum
         self.made: list[Tensor] = []  # the teacher's outputs of this step, for the centre
         if run_selfsup:
-            self.clock = Clock({"DINOModel.frozen": frozen})
-            _initialise(self.projection)
-            self.last = Prototypes(self.projection.out_feats, outputs)
+            self.scheduled = ScheduledFlags({"DINOModel.frozen": frozen})
+            _initialise(self.projector)
+            self.last = Prototypes(self.projector.out_feats, outputs)
             self.followed = (*self.followed, "last")
-            self.lagging = self.copied()  # anew, with all of them
+            self.momentum_encoder = self.copied()  # anew, with all of them
             self.register_buffer("centre", torch.zeros(outputs))
             self.register_buffer("temperature", torch.zeros(()).fill_(self._warmed(0.0)))
 
@@ -82,12 +81,12 @@ class DINOModel(Lagging):
         return first + (last - first) * min(1.0, progress / self.warmup if self.warmup else 1)
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
-        """As `Lagging`, and 'scores...' of queries, 'teacher...' of keys [B, K] before softmax.
+        """As `MomentumEncoder`; 'scores...' of queries, 'teacher...' of keys: logits [B, K].
 
         With them the teacher's 'centre' [K] and 'temperature' [] as they were before the batch.
         """
         found = super().selfsup(feats, batch)
-        frozen, teacher = not self.clock.due["DINOModel.frozen"], self.lagging[2]
+        frozen, teacher = not self.scheduled.due["DINOModel.frozen"], self.momentum_encoder[2]
         scores = {}
         for name, rows in found.items():
             kind, view = name[:-1], name[-1]
@@ -103,11 +102,11 @@ class DINOModel(Lagging):
     def after_step(self, progress: float) -> None:
         """Let the teacher and its centre follow, and its temperature warm up."""
         super().after_step(progress)
-        self.clock.after_step(progress)
+        self.scheduled.after_step(progress)
         self.temperature.fill_(self._warmed(progress))
         if self.made:
             mean = torch.cat(self.made).to(self.centre.dtype).mean(0)
-            distributed.mean_([mean])
+            distributed.all_reduce_mean_([mean])
             self.centre.lerp_(mean, 1 - self.centre_momentum)
         self.made = []
 
@@ -136,7 +135,7 @@ def _initialise(head: nn.Sequential) -> None:
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class DINOTask(PretextTask):
     """Cross-entropy of the student's softmax to the teacher's of the other view.
 
@@ -160,7 +159,7 @@ class DINOTask(PretextTask):
         students, teachers = _paired(found)
         loss = clusters.dino(students, teachers, found["centre"], self.temperature,
                              found["temperature"])  # fmt: skip
-        views = map(distributed.gather_plain, (found["query0"], found["key1"]))
+        views = map(distributed.gather_detached, (found["query0"], found["key1"]))
         return {"loss": loss, **monitors.health(*views)}
 
 

@@ -7,11 +7,10 @@ MoCo's queue of 65,536 does.
 
 import math
 
-import gin
 from torch import Tensor
 
 from selfstudy.methods.moco import MoCoModel, MoCoTask
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.types import DataInfo
 from util.errors import UserError
 
@@ -19,7 +18,7 @@ register("backbone", "eqco")(MoCoModel)
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class EqCoTask(MoCoTask):
     """MoCo's loss with the margin.
 

@@ -8,7 +8,6 @@ augmentation. Published: ResNet-50 on ImageNet, 200 epochs, 67.5 % linear accura
 from collections.abc import Callable
 from typing import Literal
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,16 +15,16 @@ from torch import Tensor
 from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.losses.contrastive import Contrast
-from selfstudy.models.siamese import Lagging, enqueue
-from selfstudy.registry import register
+from selfstudy.models.siamese import MomentumEncoder, enqueue
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
 
 @register("backbone", "moco")
-@gin.configurable(denylist=["info", "run_selfsup"])
-class MoCoModel(Lagging):
+@configurable(denylist=["info", "run_selfsup"])
+class MoCoModel(MomentumEncoder):
     """With a queue of the latest keys, on the device and in the snapshot.
 
     Args:
@@ -40,12 +39,12 @@ class MoCoModel(Lagging):
             raise UserError(f"MoCoModel.queue_size = {queue_size}: expected 0 or more")
         self.made: list[Tensor] = []  # keys of this step, for the queue
         if run_selfsup:
-            rows = F.normalize(torch.randn(queue_size, self.projection.out_feats))
+            rows = F.normalize(torch.randn(queue_size, self.projector.out_feats))
             self.register_buffer("queue", rows)
             self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
-        """Queries and keys, see `Lagging`, and the 'queue' [K, D] as it was before them."""
+        """Queries and keys of `MomentumEncoder`, and the 'queue' [K, D] before them."""
         found = super().selfsup(feats, batch)
         if self.training:
             self.made = [rows for name, rows in found.items() if name.startswith("key")]
@@ -56,12 +55,12 @@ class MoCoModel(Lagging):
         super().after_step(progress)
         for rows in self.made if len(self.queue) else ():
             # All processes keep the same queue.
-            enqueue(self.queue, self.place, distributed.gather_plain(rows))
+            enqueue(self.queue, self.place, distributed.gather_detached(rows))
         self.made = []
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class MoCoTask(PretextTask):
     """A loss between queries, their keys, and negatives of the queue and of the batch.
 
@@ -116,7 +115,7 @@ class MoCoTask(PretextTask):
         pairs = [(f"query{a}", f"key{b}") for a, b in ((0, 1), (1, 0))
                  if f"key{b}" in out.selfsup]  # fmt: skip
         found = [self._compared(out.selfsup[q], out.selfsup[k], queue) for q, k in pairs]
-        first, queries = found[0], distributed.gather_plain(out.selfsup["query0"])
+        first, queries = found[0], distributed.gather_detached(out.selfsup["query0"])
         metrics = {"loss": self.factor * torch.stack([each.loss for each in found]).sum(),
                    "accuracy": first.top1, "top5": first.top5, "positive": first.positive,
                    "negative": first.negative,

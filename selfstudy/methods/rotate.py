@@ -6,7 +6,6 @@ which. Published with ResNet-9 on CIFAR-10: 100 rounds at a peak rate of 0.001.
 
 import dataclasses
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from selfstudy import distributed
 from selfstudy.data.transforms import Rotate90
 from selfstudy.models.resnet import ResnetModel
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 
@@ -36,7 +35,7 @@ class RotateModel(ResnetModel):
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class RotateTask(PretextTask):
     """Cross-entropy over the angle.
 
@@ -55,7 +54,7 @@ class RotateTask(PretextTask):
         """Turn each image by an angle of its own, and its targets with it."""
         images = batch.views[0]
         count, _, height, width = images.shape
-        params = distributed.drawn(
+        params = distributed.draw_share(
             lambda n: self.turn.draw(n, height, width, generator, images.device), count
         )
         targets = {name: self.turn.move(item, params) for name, item in batch.targets.items()}

@@ -4,24 +4,22 @@ Both views pass through the same encoder and projection, and each is to be neare
 than to all other views in the batch.
 """
 
-import gin
-
 from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
-from selfstudy.models.siamese import TwoViews
-from selfstudy.registry import register
+from selfstudy.models.siamese import Siamese
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
 
 @register("backbone", "simclr")
-class SimCLRModel(TwoViews):
+class SimCLRModel(Siamese):
     """An encoder and a projection, used for both views."""
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class SimCLRTask(PretextTask):
     """NT-Xent.
 

@@ -4,26 +4,25 @@ SimCLR whose positives are all views of all images of the same class. The one me
 which labels reach the encoder. Published: ResNet-50 on ImageNet, 78.7 % linear accuracy.
 """
 
-import gin
 import torch
 from torch import Tensor
 
 from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
-from selfstudy.models.siamese import TwoViews
-from selfstudy.registry import register
+from selfstudy.models.siamese import Siamese
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import IGNORED, Batch, DataInfo, Output
 from util.errors import UserError
 
 
 @register("backbone", "supcon")
-class SupConModel(TwoViews):
+class SupConModel(Siamese):
     """An encoder and a projection, used for both views."""
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class SupConTask(PretextTask):
     """L_out over both views of the batch; an image without a label is a class of its own.
 
@@ -52,7 +51,7 @@ class SupConTask(PretextTask):
         """The loss (nats), and the numbers of `monitors.health`."""
         z0, z1 = self.output(out, "query0"), self.output(out, "query1")
         whole = distributed.gather(z0), distributed.gather(z1)
-        labels = separated(distributed.gather_plain(batch.targets["class"]))
+        labels = separated(distributed.gather_detached(batch.targets["class"]))
         offset = distributed.offset(z0)
         loss = contrastive.supervised_contrastive(
             torch.stack((z0, z1)), labels[offset : offset + len(z0)], self.temperature,

@@ -6,15 +6,14 @@ are left out. Published: ResNet-50 on ImageNet, 400 epochs without small crops, 
 accuracy.
 """
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
 from selfstudy.losses import clusters, monitors
-from selfstudy.models.siamese import Clock, TwoViews, enqueue
-from selfstudy.registry import register
+from selfstudy.models.siamese import ScheduledFlags, Siamese, enqueue
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
@@ -23,8 +22,8 @@ VIEWS = 2
 
 
 @register("backbone", "swav")
-@gin.configurable(denylist=["info", "run_selfsup"])
-class SwAVModel(TwoViews):
+@configurable(denylist=["info", "run_selfsup"])
+class SwAVModel(Siamese):
     """An encoder, a projection, and prototypes: unit vectors that are learnt.
 
     Args:
@@ -55,9 +54,9 @@ class SwAVModel(TwoViews):
             )
         self.made: list[Tensor] = []  # features of this step, for the queue
         if run_selfsup:
-            self.clock = Clock({"SwAVModel.frozen": frozen,
+            self.scheduled = ScheduledFlags({"SwAVModel.frozen": frozen,
                                 "SwAVModel.queue_start": queue_start})  # fmt: skip
-            dims = self.projection.out_feats
+            dims = self.projector.out_feats
             self.prototypes = nn.Linear(dims, prototypes, bias=False)
             self._to_sphere()
             rows = F.normalize(torch.randn(VIEWS, queue_size, dims), dim=2)
@@ -75,29 +74,29 @@ class SwAVModel(TwoViews):
         """
         found = super().selfsup(feats, batch)
         weight = self.prototypes.weight
-        if not self.clock.due["SwAVModel.frozen"]:
+        if not self.scheduled.due["SwAVModel.frozen"]:
             weight = weight.detach()  # no gradient at all, so no optimizer moves it
         rows = list(found.values())
         found |= {f"scores{view}": F.linear(z, weight) for view, z in enumerate(rows)}
         if len(self.queue[0]):
             self.made = [z.detach() for z in rows] if self.training else []
-            if self.clock.due["SwAVModel.queue_start"]:
+            if self.scheduled.due["SwAVModel.queue_start"]:
                 found |= {f"queued{view}": F.linear(self.queue[view], weight.detach())
                           for view in range(VIEWS)}  # fmt: skip
         return found
 
     def after_step(self, progress: float) -> None:
         """Scale prototypes to length 1, and let the queue take the features in."""
-        self.clock.after_step(progress)
+        self.scheduled.after_step(progress)
         self._to_sphere()
         if self.made:
-            made = [distributed.gather_plain(rows) for rows in self.made]
+            made = [distributed.gather_detached(rows) for rows in self.made]
             enqueue(self.queue, self.place, torch.stack(made))
         self.made = []
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class SwAVTask(PretextTask):
     """Cross-entropy of each view's softmax to the other's assignment.
 
@@ -134,11 +133,11 @@ class SwAVTask(PretextTask):
         self.output(out, "query0")
         found = out.selfsup
         scores = [found[f"scores{view}"] for view in range(VIEWS)]
-        whole = [distributed.gather_plain(item) for item in scores]
+        whole = [distributed.gather_detached(item) for item in scores]
         if "queued0" in found:
             whole = [torch.cat((item, found[f"queued{view}"]))
                      for view, item in enumerate(whole)]  # fmt: skip
         offset = distributed.offset(scores[0])
         loss = clusters.swav(scores, all_scores=whole, offset=offset, **self.options)
-        views = map(distributed.gather_plain, (found["query0"], found["query1"]))
+        views = map(distributed.gather_detached, (found["query0"], found["query1"]))
         return {"loss": loss, **monitors.health(*views)}

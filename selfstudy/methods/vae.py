@@ -5,7 +5,6 @@ The embedding gives the mean and variance of a code, from which a decoder draws 
 Published (selfstudy, arXiv 2003.14323) with ResNet-9 on CIFAR-10: 400 rounds.
 """
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from selfstudy.data.transforms import ResizedCrop, span
 from selfstudy.losses import monitors
 from selfstudy.losses.precision import full_precision
 from selfstudy.models.resnet import ResnetModel
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
@@ -32,7 +31,7 @@ def erased(images: Tensor) -> Tensor:
     height, width = shape[1:]
     device = images.device
     boxes, happens, noise = (
-        distributed.drawn(draw, count)
+        distributed.draw_share(draw, count)
         for draw in (
             lambda n: HOLES.draw(n, height, width, None, device),
             lambda n: torch.rand(n, 1, device=device) < ERASED,
@@ -62,7 +61,7 @@ def decoder(feats: int, channels: int, res: int, width: float) -> nn.Sequential:
 
 
 @register("backbone", "vae")
-@gin.configurable(denylist=["info", "run_selfsup"])
+@configurable(denylist=["info", "run_selfsup"])
 class VAEModel(ResnetModel):
     """An encoder, two linear layers for the code's distribution, and a decoder.
 
@@ -120,7 +119,7 @@ class VAEModel(ResnetModel):
         log_variance = self.log_variance(feats[0].pooled).float()
         code = mean
         if self.do_reparameterize and self.training:
-            noise = distributed.drawn(
+            noise = distributed.draw_share(
                 lambda n: torch.randn(n, *mean.shape[1:], device=mean.device), len(mean)
             )
             code = mean + (log_variance / 2).exp() * noise
@@ -142,7 +141,7 @@ def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class VAETask(PretextTask):
     """Mean squared error of what is drawn, plus the weighted divergence of the code.
 
@@ -172,4 +171,4 @@ class VAETask(PretextTask):
         if self.kl_sum_over_batch:
             weighed = weighed * len(kl) * distributed.size()  # the images of all processes
         return {"loss": error + self.lmd * weighed, "error": error, "kl": kl.mean(),
-                "spread": monitors.feature_std(distributed.gather_plain(mean))}  # fmt: skip
+                "spread": monitors.feature_std(distributed.gather_detached(mean))}  # fmt: skip

@@ -1,30 +1,28 @@
 """VICReg (Bardes, Ponce, LeCun, ICLR 2022, arXiv 2105.04906): variance, invariance, covariance.
 
-No negatives and no lagging copy: the views agree, while each dimension keeps a standard
+No negatives and no momentum encoder: the views agree, while each dimension keeps a standard
 deviation of 1 over the batch and dimensions stay uncorrelated. Published: ResNet-50 on
 ImageNet, 1,000 epochs, 73.2 % linear accuracy.
 """
 
-import gin
-
 from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
-from selfstudy.models.siamese import TwoViews
-from selfstudy.registry import register
+from selfstudy.models.siamese import Siamese
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
 
 @register("backbone", "vicreg")
-class VICRegModel(TwoViews):
+class VICRegModel(Siamese):
     """An encoder and a projection, which is not scaled to the unit sphere."""
 
     on_sphere = False
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class VICRegTask(PretextTask):
     """The weighted sum of the three terms, see `redundancy.vicreg`.
 

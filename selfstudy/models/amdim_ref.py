@@ -6,11 +6,10 @@ what the method compares across scales stays local.
 
 from typing import Literal
 
-import gin
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.types import Features
 from util.errors import UserError
 
@@ -61,7 +60,7 @@ def _block(before: int, after: int, kernel: int, stride: int, depth: int, use_bn
 
 
 @register("encoder", "amdim_ref")
-@gin.configurable(denylist=["in_channels", "choice"])
+@configurable(denylist=["in_channels", "choice"])
 class AmdimEncoder(nn.Module):
     """AMDIM's reference encoder: maps of 7 x 7, 5 x 5 and 1 x 1 cells.
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Literal
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
+from selfstudy.registry import configurable
 from util.errors import UserError, nearest
 
 Norm = Literal["bn", "ln", "gn", "br"]
@@ -94,7 +94,7 @@ class BatchRenorm(nn.Module):
     def _renormalised(self, feats: Tensor) -> Tensor:
         variance, mean = torch.var_mean(feats, 0, correction=0)
         if self.synchronised:
-            mean, variance = distributed.pooled(mean, variance)
+            mean, variance = distributed.pool_moments(mean, variance)
         std = (variance + self.eps).sqrt()
         with torch.no_grad():
             r_max, d_max = self._bounds()
@@ -190,8 +190,8 @@ def mlp(
     return head
 
 
-@gin.configurable(denylist=["feats_in"])
-def projection(
+@configurable(denylist=["feats_in"])
+def projector(
     feats_in: int,
     layers: int = 2,
     hidden: int = 512,
@@ -214,8 +214,8 @@ def projection(
     return mlp(feats_in, hidden, out, layers, norm, weight_standardisation, last_norm)
 
 
-@gin.configurable(denylist=["feats", "same"])
-def prediction(
+@configurable(denylist=["feats", "same"])
+def predictor(
     feats: int,
     same: Norm | None = None,
     layers: int = 0,

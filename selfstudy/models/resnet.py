@@ -6,13 +6,12 @@ your ResNet", 2018) with CELU(0.075). The deep ones are in `models.resnet_stages
 
 from typing import Annotated
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy.models.resnet_stages import DEEP, deep_stages
-from selfstudy.registry import Names, get, register
+from selfstudy.registry import Names, configurable, get, register
 from selfstudy.types import Batch, DataInfo, Features
 from util.errors import UserError
 
@@ -86,7 +85,7 @@ def _resnet9(channels_in: int, width: float) -> tuple[dict[str, nn.Module], int]
     return layers, 8 * c
 
 
-@gin.configurable(denylist=["in_channels", "choice"])
+@configurable(denylist=["in_channels", "choice"])
 class ResNet(nn.Module):
     """A residual network without its classifier.
 
@@ -198,7 +197,7 @@ for _name in ("resnet9", *DEEP, "ws_resnet18", "ws_resnet50"):
     register("encoder", _name)(ResNet)
 
 
-@gin.configurable(denylist=["in_channels"])
+@configurable(denylist=["in_channels"])
 def init_resnet(
     in_channels: int, choice: Annotated[str, Names("encoder")] = "resnet9"
 ) -> nn.Module:

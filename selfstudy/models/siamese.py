@@ -1,22 +1,22 @@
-"""What methods with two views of each image share: projections, predictions, a lagging copy."""
+"""Shared by methods with two views of each image: projector, predictor, momentum encoder."""
 
 import copy
 import math
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfstudy import distributed
-from selfstudy.models.heads import prediction, projection
+from selfstudy.models.heads import predictor, projector
 from selfstudy.models.resnet import ResnetModel
+from selfstudy.registry import configurable
 from selfstudy.types import Batch, DataInfo, Features
 from util.errors import UserError
 
 
-@gin.configurable(denylist=["info", "run_selfsup"])
-class TwoViews(ResnetModel):
+@configurable(denylist=["info", "run_selfsup"])
+class Siamese(ResnetModel):
     """An encoder with a projection and, where it has layers, a prediction.
 
     Args:
@@ -26,18 +26,18 @@ class TwoViews(ResnetModel):
 
     Attributes:
         projection: MLP from the embedding to what the loss compares.
-        prediction: MLP that foretells a projection; the identity unless `prediction.layers`.
+        prediction: MLP that foretells a projection; the identity unless `predictor.layers`.
     """
 
-    uses = ("init_resnet", "projection", "prediction")
+    uses = ("init_resnet", "projector", "predictor")
     on_sphere = True  # the method's own way
 
     def __init__(self, info: DataInfo, run_selfsup: bool, unit_sphere: bool | None = None):
         super().__init__(info, run_selfsup)
         self.unit_sphere = self.on_sphere if unit_sphere is None else unit_sphere
         if run_selfsup:
-            self.projection = projection(self.out_feats)
-            self.prediction = prediction(self.projection.out_feats, self.projection.norm)
+            self.projector = projector(self.out_feats)
+            self.predictor = predictor(self.projector.out_feats, self.projector.norm)
 
     def placed(self, rows: Tensor) -> Tensor:
         """[B, D] on the unit sphere, where the method wants that."""
@@ -45,7 +45,7 @@ class TwoViews(ResnetModel):
 
     def queries(self, feats: tuple[Features, ...]) -> list[Tensor]:
         """Projected and predicted features [B, D] of each view."""
-        return [self.placed(self.prediction(self.projection(each.pooled))) for each in feats]
+        return [self.placed(self.predictor(self.projector(each.pooled))) for each in feats]
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """'query0' and 'query1': [B, D] of each view."""
@@ -65,8 +65,8 @@ def check_views(batch: Batch) -> None:
         )
 
 
-@gin.configurable(denylist=["info", "run_selfsup"])
-class Lagging(TwoViews):
+@configurable(denylist=["info", "run_selfsup"])
+class MomentumEncoder(Siamese):
     """With a copy of encoder and projection that follows slowly and makes the keys.
 
     The copy follows after each optimizer step (the family's code: before it, which is one
@@ -86,7 +86,10 @@ class Lagging(TwoViews):
     """
 
     symmetric = False  # the method's own way
-    followed: tuple[str, ...] = ("encoder", "projection")  # what `lagging` copies, in order
+    followed: tuple[str, ...] = (
+        "encoder",
+        "projector",
+    )  # what `momentum_encoder` copies, in order
 
     def __init__(
         self,
@@ -99,13 +102,15 @@ class Lagging(TwoViews):
     ):
         super().__init__(info, run_selfsup)
         if not 0 <= momentum <= 1:
-            raise UserError(f"Lagging.momentum = {momentum}: expected 0 to 1, such as 0.996")
+            raise UserError(
+                f"MomentumEncoder.momentum = {momentum}: expected 0 to 1, such as 0.996"
+            )
         self.momentum, self.momentum_schedule = momentum, momentum_schedule
         self.shuffle_batch_norm = shuffle_batch_norm
         self.both = self.symmetric if both_as_queries is None else both_as_queries
         self.encoded_views = None if self.both else 1
         if run_selfsup:
-            self.lagging = self.copied()
+            self.momentum_encoder = self.copied()
 
     def leaders(self) -> list[nn.Module]:
         """The modules of `followed`."""
@@ -119,9 +124,9 @@ class Lagging(TwoViews):
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
         """Projections [B, D] of images by the copy."""
-        encoder, project = self.lagging[:2]
-        mix = distributed.exchange if self.shuffle_batch_norm else lambda rows: rows
-        return mix(self.placed(project(encoder(mix(images)).pooled)))
+        encoder, projector = self.momentum_encoder[:2]
+        mix = distributed.all_to_all if self.shuffle_batch_norm else lambda rows: rows
+        return mix(self.placed(projector(encoder(mix(images)).pooled)))
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """'query0' and 'key1'; with both views as queries 'query1' and 'key0' besides."""
@@ -136,7 +141,7 @@ class Lagging(TwoViews):
             momentum = 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
         leader = [item for module in self.leaders() for item in module.parameters()]
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.lagging.parameters()), leader, 1 - momentum)
+            torch._foreach_lerp_(list(self.momentum_encoder.parameters()), leader, 1 - momentum)
 
 
 def enqueue(queue: Tensor, place: Tensor, rows: Tensor) -> None:
@@ -154,7 +159,7 @@ def enqueue(queue: Tensor, place: Tensor, rows: Tensor) -> None:
     place.add_(len(steps)).remainder_(size)
 
 
-class Clock(nn.Module):
+class ScheduledFlags(nn.Module):
     """Tells what a method does only from some share of the run on.
 
     By flags on the host, since a number on the device would have to be waited for, and one on
@@ -189,7 +194,7 @@ class Clock(nn.Module):
             self.flags.copy_(torch.tensor(list(due.values())))
 
 
-def _settle(clock: Clock, _) -> None:
+def _settle(clock: ScheduledFlags, _) -> None:
     """Set the host's flags to those that were loaded."""
     if not clock.flags.is_meta:
         clock.due = dict(zip(clock.shares, clock.flags.tolist(), strict=True))

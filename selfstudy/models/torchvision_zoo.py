@@ -1,11 +1,10 @@
 """The classification networks of torchvision as encoders."""
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.types import Features
 from util.errors import UserError
 
@@ -45,7 +44,7 @@ class _Tap:
             self.kept[self.label] = output
 
 
-@gin.configurable(denylist=["in_channels", "choice"])
+@configurable(denylist=["in_channels", "choice"])
 class Torchvision(nn.Module):
     """A network of torchvision, untrained, without the last layer of its classifier.
 

@@ -1,11 +1,10 @@
 """A small vision transformer (Dosovitskiy et al., arXiv 2010.11929), as DINO wants one."""
 
-import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.types import Features
 from util.errors import UserError
 
@@ -39,7 +38,7 @@ class _Block(nn.Module):
 
 
 @register("encoder", "vit")
-@gin.configurable(denylist=["in_channels", "choice"])
+@configurable(denylist=["in_channels", "choice"])
 class ViT(nn.Module):
     """A vision transformer without its classifier.
 

@@ -2,13 +2,12 @@
 
 import contextlib
 
-import gin
 import torch
 from torch import Tensor, nn
 
 from selfstudy import registry
 from selfstudy.models.resnet import BackboneName
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.storage import snapshot
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
@@ -35,7 +34,7 @@ def _linear(feats: int, classes: int, dense: bool, bias: bool = True) -> nn.Modu
 
 
 @register("model")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class Wrapper(nn.Module):
     """A backbone and, for each target, a linear ('fc') and an MLP ('mlp') probe.
 

@@ -47,19 +47,19 @@ def spread(
             yield task, function(given, task)
         return
     rest = iter(tasks)
-    crew = []
+    running = []
     try:
         for _ in range(workers):
-            crew.append(_Worker(function, given))
-        for worker in crew * 2:  # one task to work on, and one to go on with
+            running.append(_Worker(function, given))
+        for worker in running * 2:  # one task to work on, and one to go on with
             worker.take(rest)
-        while busy := {worker.line: worker for worker in crew if worker.tasks}:
+        while busy := {worker.line: worker for worker in running if worker.tasks}:
             for line in wait(list(busy)):
                 result = busy[line].result()
                 busy[line].take(rest)
                 yield result
     finally:
-        for worker in crew:
+        for worker in running:
             worker.end()
 
 

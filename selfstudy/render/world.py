@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gin
 import numpy as np
 
 import paths
+from selfstudy.registry import configurable
 from selfstudy.render import patterns
 from selfstudy.render import textures as texture_banks
 from selfstudy.render.mesh import BUCKETS
@@ -56,7 +56,7 @@ def settings(variant: str) -> dict[str, Any]:
     return {"factors": variant, "objects": 1}
 
 
-@gin.configurable("render")
+@configurable("render")
 class World:
     """The pictures of a rendered set.
 

@@ -25,6 +25,13 @@ from util.errors import UserError, nearest
 from util.files import sha256, sync_folder, write_json, write_text
 
 SCHEMA = 1
+# Former name -> name of a module, as a part of a tensor's name in snapshots of former versions.
+RENAMED = {
+    "lagging": "momentum_encoder",
+    "projection": "projector",
+    "prediction": "predictor",
+    "clock": "scheduled",
+}
 _CONTAINERS = (list, tuple)
 _MAPPINGS = (dict, OrderedDict)
 _PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
@@ -251,6 +258,8 @@ def load_weights(
         UserError: a tensor outside `skip` is missing, unexpected or of another shape.
     """
     own = model.state_dict()
+    state = {name if name in own else _present_name(name): value
+             for name, value in state.items()}  # fmt: skip
     differs = {name: why for name in own | state if (why := _difference(name, own, state))}
     wrong = [_both(name, own, state) for name in differs if not skip(name)]
     if wrong:
@@ -261,6 +270,11 @@ def load_weights(
     matched = [name for name in own if name not in differs]
     model.load_state_dict({name: state[name] for name in matched}, strict=False)
     return LoadReport(tuple(matched), differs)
+
+
+def _present_name(name: str) -> str:
+    """What a tensor of a former version is called now."""
+    return ".".join(RENAMED.get(part, part) for part in name.split("."))
 
 
 def _difference(name: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> str | None:

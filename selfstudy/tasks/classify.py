@@ -1,9 +1,8 @@
 """Classification of the object, its pose, or each pixel."""
 
-import gin
 from torch import Tensor
 
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, ProbeTask
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
@@ -15,7 +14,7 @@ WAYS_OUT = {
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class ClassifyTask(ProbeTask):
     """Cross-entropy of the linear and the MLP head; `accuracy` is the linear head's.
 

@@ -1,16 +1,15 @@
 """Depth of each pixel, by regression."""
 
-import gin
 from torch import Tensor
 
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, ProbeTask
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
 
 @register("task")
-@gin.configurable(denylist=["info"])
+@configurable(denylist=["info"])
 class DepthTask(ProbeTask):
     """L1 loss of the linear and the MLP head at each position of the feature map.
 

@@ -8,12 +8,12 @@ import math
 import warnings
 from typing import Any
 
-import gin
 import torch
 from torch import Tensor
 
 from selfstudy import distributed
 from selfstudy.losses import monitors
+from selfstudy.registry import configurable
 from selfstudy.tasks.base import PretextTask, Task
 from selfstudy.types import IGNORED, Batch, Output
 from util.errors import UserError
@@ -27,7 +27,7 @@ POINT = 0.03
 LINE = 1.2  # RankMe of features that differ in one direction only
 
 
-@gin.configurable("monitor", denylist=["task"])
+@configurable("monitor", denylist=["task"])
 class Monitor:
     """Keeps the features of a validation's first images, and measures them after it.
 
@@ -108,9 +108,9 @@ class Monitor:
         kept, self._kept = self._kept, []
         if distributed.size() > 1:
             kept = [(step, *(part.cpu() for part in parts)) for step, *parts in kept]
-            kept = [each for found in distributed.gather_values(kept) for each in found]
+            kept = [each for found in distributed.gather_objects(kept) for each in found]
         found = self._measured(kept) if distributed.rank() == 0 else None
-        return distributed.shared(found)
+        return distributed.broadcast_object(found)
 
     def _measured(self, kept: list[tuple[int, Tensor, Tensor]]) -> dict[str, float]:
         if not kept:

@@ -3,11 +3,10 @@
 import inspect
 from typing import Annotated, Any
 
-import gin
 import torch
 from torch import nn
 
-from selfstudy.registry import Names, get, register
+from selfstudy.registry import REQUIRED, Names, configurable, get, register
 from selfstudy.train import schedules
 from selfstudy.train.lars import LARS
 from util.errors import UserError, nearest
@@ -92,7 +91,7 @@ def _groups(
     return [group for group in groups if group["params"]]
 
 
-@gin.configurable(denylist=["params"])
+@configurable(denylist=["params"])
 def optimizer(
     params: nn.Module | list[nn.Parameter],
     optim_fn: Annotated[str, Names("optimizer")] = "SGD",
@@ -198,11 +197,11 @@ def table_arguments(milestones: list[float], target_lrs: list[float] | float) ->
     return targets
 
 
-@gin.configurable(denylist=["optimizer"])
+@configurable(denylist=["optimizer"])
 def scheduler(
     optimizer: torch.optim.Optimizer,
-    milestones: list[float] = gin.REQUIRED,
-    target_lrs: list[float] | float = gin.REQUIRED,
+    milestones: list[float] = REQUIRED,
+    target_lrs: list[float] | float = REQUIRED,
     exp_factor: float = 0.0,
     scheduler_fn: Annotated[str, Names("scheduler")] = "LambdaLR",
     metric: str = "valid_loss",

@@ -52,7 +52,7 @@ class Failed(RuntimeError):
     """A process of a trial has failed by itself."""
 
 
-class Crew:
+class Workers:
     """The processes of a trial, of which this one is the first; with one there is no other.
 
     Args:
@@ -143,7 +143,7 @@ class Crew:
         self._together(lambda: job.adopt(self._shared(state)))
 
     def _shared(self, state: dict) -> dict:
-        return distributed.shared(state) if self._children else state
+        return distributed.broadcast_object(state) if self._children else state
 
     def round(self, job: Any, report: Callable[[str, int, int], None]) -> dict[str, float]:
         """`job.round`, in all processes.
@@ -291,9 +291,9 @@ def _obey(job: Callable[[], type], orders: queue.SimpleQueue, device: torch.devi
                 configure.load(spec, order["overrides"])
                 built = job()(device)
             case "load":
-                built.load_state_dict(distributed.shared(None))
+                built.load_state_dict(distributed.broadcast_object(None))
             case "adopt":
-                built.adopt(distributed.shared(None))
+                built.adopt(distributed.broadcast_object(None))
             case "round":
                 built.round(lambda *_: None)
 

@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import gin
 import torch
 
 from selfstudy import distributed, registry
 from selfstudy.data.augment import augment
 from selfstudy.data.loader import Loader, derived_seed
-from selfstudy.registry import Names, register
+from selfstudy.registry import Names, config_scope, configurable, register
 from selfstudy.storage import snapshot
 from selfstudy.train import meters, optim
 from selfstudy.train.online_eval import Monitor
@@ -23,12 +22,12 @@ Report = Callable[[str, int, int], None]  # split, minibatches done, minibatches
 
 
 @register("job", "session")
-@gin.configurable("session", denylist=["device"])
+@configurable("session", denylist=["device"])
 class Session:
     """Trains a model on a task; knows nothing of Ray, command lines or folders.
 
-    Where several processes have a session each (`processes.Crew`), they train one model: each
-    takes its share of every minibatch, and whole minibatches in turn where nothing is learnt.
+    Where several processes have a session each (`processes.Workers`), they train one model:
+    each takes its share of every minibatch, and whole minibatches in turn in evaluation.
     Results do not depend on their number, up to rounding, unless `batch_norm` is 'local'.
 
     Args:
@@ -145,7 +144,7 @@ class Session:
     def _loader(self, dataset: str, split: str) -> Loader:
         data = registry.get("dataset", dataset)(split)
         augmentation = augment(data.info, split == "train")
-        with gin.config_scope(split):
+        with config_scope(split):
             return Loader(data, augmentation, self.device)
 
     @property
@@ -237,13 +236,13 @@ class Session:
     def _average_gradients(self) -> None:
         """Before they are unscaled, so that all processes find the same ones infinite."""
         params = (item for group in self.optimizer.param_groups for item in group["params"])
-        distributed.mean_(item.grad for item in params if item.grad is not None)
+        distributed.all_reduce_mean_(item.grad for item in params if item.grad is not None)
 
     def _agree(self) -> None:
         """Leave all processes with the same state, which is the one that is saved."""
-        distributed.follow_(self.model.buffers())
+        distributed.broadcast_(self.model.buffers())
         if self.log.values is not None:
-            distributed.mean_([self.log.values])
+            distributed.all_reduce_mean_([self.log.values])
 
     @torch.inference_mode()
     def _evaluate(self, split: str, report: Report) -> meters.WeightedMean:
@@ -252,7 +251,7 @@ class Session:
         generator = self._generator(split, 0)
         self.model.eval()
         rank, size = distributed.rank(), distributed.size()
-        with distributed.alone():
+        with distributed.single_process():
             count = len(loader) if self.iters[split] < 0 else self.iters[split]
             for step, batch in enumerate(loader.batches(self.iters[split])):
                 batch = self.task.prepare(batch, generator)
@@ -323,7 +322,7 @@ def _merged(mean: meters.WeightedMean, device: torch.device) -> meters.WeightedM
     if distributed.size() == 1:
         return mean
     whole, sums = meters.WeightedMean(), None if mean.sums is None else mean.sums.cpu()
-    for names, other, count in distributed.gather_values((mean.names, sums, mean.count)):
+    for names, other, count in distributed.gather_objects((mean.names, sums, mean.count)):
         if other is not None:
             whole.names, whole.count = names, whole.count + count
             whole.sums = other if whole.sums is None else whole.sums + other

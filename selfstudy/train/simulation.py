@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-import gin
 import torch
 
-from selfstudy.registry import register
+from selfstudy.registry import configurable, register
 from util.errors import UserError
 
 
 @register("job", "simulation")
-@gin.configurable("simulation", denylist=["device"])
+@configurable("simulation", denylist=["device"])
 class Simulation:
     """Approaches an accuracy that depends on `x` and `y`, a share `rate` of the way a round.
 

@@ -31,10 +31,10 @@ from selfstudy.experiment import summary
 from selfstudy.experiment.interrupts import Interrupts
 from selfstudy.experiment.upkeep import Upkeep
 from selfstudy.storage import checkpoints
-from selfstudy.trial import Rules, Superseded, Trial, again, note_failure
+from selfstudy.trial import CheckpointPolicy, Superseded, Trial, is_retryable, note_failure
 from selfstudy.tune import search
 from util import files
-from util.progress import Trials
+from util.progress import ProgressTable
 
 OWN = "selfstudy"  # the key of a worker's configuration that is no gin name
 
@@ -72,12 +72,12 @@ class Worker(tune.Trainable):
         row = next(row for row in plan.rows if row.name == self.trial_name)
         self._folder, self._metrics = plan.folder / row.name, plan.objectives
         devices.use_share(about["resources"])
-        self._trial = self._noting(
+        self._trial = self._record_failure(
             lambda: Trial(
                 plan.spec,
                 row.overrides | self._mutated,
                 self._folder,
-                Rules(**plan.rules),
+                CheckpointPolicy(**plan.policy),
                 plan.command,
                 stopping=(plan.folder / ".stop").exists,
             )  # fmt: skip
@@ -90,7 +90,7 @@ class Worker(tune.Trainable):
         if not (self._trial or self._failed):
             self._build()
         if not self._failed:
-            result = self._noting(self._trial.step)
+            result = self._record_failure(self._trial.step)
             if result is not None:
                 if result.get("interrupted"):
                     time.sleep(0.2)  # Ray asks again until the experiment ends
@@ -116,7 +116,7 @@ class Worker(tune.Trainable):
         seen = {"training_iteration": 0, **self._for_ray(last), "ended": False}
         return empty | seen | what
 
-    def _noting(self, act: Callable[[], Any]) -> Any:
+    def _record_failure(self, act: Callable[[], Any]) -> Any:
         """Do it; what fails is kept, and raised only where another try may help."""
         try:
             return act()
@@ -124,7 +124,7 @@ class Worker(tune.Trainable):
             raise
         except Exception as error:
             self._failed = note_failure(self._folder, error)
-            if again(error):
+            if is_retryable(error):
                 raise
         return None
 
@@ -138,7 +138,7 @@ class Worker(tune.Trainable):
         """Our own checkpoint, in the trial's folder; Ray gets its path."""
         if not self._trial or self._failed:
             return {"folder": ""}
-        self._noting(self._trial.save_last)
+        self._record_failure(self._trial.save_last)
         found = checkpoints.checkpoints(self._folder)
         return {"folder": str(found[0]) if found else ""}
 
@@ -148,7 +148,7 @@ class Worker(tune.Trainable):
         if checkpoint["folder"] and folder.parent.name != self.trial_name:
             self._build()
             if self._trial:
-                self._noting(lambda: self._trial.adopt(folder))
+                self._record_failure(lambda: self._trial.adopt(folder))
 
     def cleanup(self) -> None:
         """Close what the trial writes to."""
@@ -163,7 +163,7 @@ class _Watch(tune.Callback):
     def __init__(
         self,
         plan: plans.Plan,
-        progress: Trials,
+        progress: ProgressTable,
         interrupts: Interrupts,
         resources: dict[str, float],
         have: dict[str, float],
@@ -310,7 +310,7 @@ def _why(folder: Path, last: dict[str, Any]) -> str:
 def run(
     plan: plans.Plan,
     given: dict[str, Any],
-    progress: Trials,
+    progress: ProgressTable,
     resources: dict[str, float],
     interrupts: Interrupts,
     quiet: bool,

@@ -20,7 +20,7 @@ from selfstudy.analysis import efficiency, results
 from selfstudy.analysis.compare import Group, groups
 from selfstudy.analysis.efficiency import Curves
 from selfstudy.analysis.report import chapters, page
-from selfstudy.analysis.results import METRIC, Experiment, Trial
+from selfstudy.analysis.results import METRIC, Experiment, TrialRecord
 from util import files
 from util.errors import UserError
 from util.progress import ENDED
@@ -64,7 +64,7 @@ class Findings:
     curves: Curves | None
 
     @property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[TrialRecord]:
         """Of all experiments."""
         return [trial for experiment in self.experiments for trial in experiment.trials]
 

@@ -12,7 +12,7 @@ from selfstudy.analysis.figures.sweep import varying
 from selfstudy.analysis.listing import alternatives, counted
 from selfstudy.analysis.report import provenance
 from selfstudy.analysis.report.page import Chapter, Facts, Table, Text
-from selfstudy.analysis.results import Experiment, Trial, number
+from selfstudy.analysis.results import Experiment, TrialRecord, number
 from selfstudy.storage.manifest import STATUSES
 from util.errors import printable
 from util.progress import clock, figure, headings, setting
@@ -85,7 +85,7 @@ def _when(elapsed: Elapsed) -> list[str]:
     return [f"{first} to {last}"]
 
 
-def _reasons(trials: list[Trial]) -> Table | None:
+def _reasons(trials: list[TrialRecord]) -> Table | None:
     """Why trials did not end as planned, the commonest reasons first."""
     count = Counter((trial.status, trial.why) for trial in trials
                     if trial.why and trial.status != "done")  # fmt: skip
@@ -225,12 +225,12 @@ def _board_note(found: "Findings", scored: list[Group]) -> str:
     return " ".join(told)
 
 
-def _rounds(trials: list[Trial]) -> str:
+def _rounds(trials: list[TrialRecord]) -> str:
     at = sorted({trial.last.get("round", 0) for trial in trials})
     return f"{at[0]}" if len(at) == 1 else f"{at[0]} to {at[-1]}"
 
 
-def _states(trials: list[Trial]) -> str:
+def _states(trials: list[TrialRecord]) -> str:
     count = Counter(trial.status for trial in trials)
     return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
 
@@ -303,7 +303,7 @@ def failures(found: "Findings", draw: "Drawer") -> Chapter:
     return Chapter("failures", "Failures", blocks)
 
 
-def _why(trial: Trial) -> str:
+def _why(trial: TrialRecord) -> str:
     if trial.why:
         return printable(trial.why)
     return "the loss was not finite" if trial.status == "diverged" else "no reason was written"
@@ -329,13 +329,13 @@ def configurations(found: "Findings", draw: "Drawer") -> Chapter:
     return Chapter("configurations", "Differences of configuration", blocks)
 
 
-def _sides(found: "Findings", experiment: Experiment) -> dict[str, list[Trial]]:
+def _sides(found: "Findings", experiment: Experiment) -> dict[str, list[TrialRecord]]:
     """Methods, or few configurations, against each other; else the best against the rest."""
     trials = [trial for trial in experiment.trials if config(experiment, trial)]
     if found.curves and experiment in found.answering:
         part = found.frame[found.frame.exp == experiment.name]
         method = dict(zip(part.trial, efficiency.methods(part), strict=True))
-        sides: dict[str, list[Trial]] = {}
+        sides: dict[str, list[TrialRecord]] = {}
         for trial in trials:
             sides.setdefault(method[trial.name], []).append(trial)
         return sides

@@ -11,7 +11,7 @@ from selfstudy.analysis import efficiency, figures, sheets
 from selfstudy.analysis.compare import given_settings
 from selfstudy.analysis.report import page
 from selfstudy.analysis.report.page import Chapter, Downloads, Facts, Photos
-from selfstudy.analysis.results import Experiment, Trial
+from selfstudy.analysis.results import Experiment, TrialRecord
 from selfstudy.storage import manifest as manifests
 from selfstudy.storage.checkpoints import subfolders
 
@@ -104,13 +104,13 @@ def pictures(found: "Findings", draw: "Drawer") -> Chapter:
     return Chapter("pictures", "Pictures", blocks)
 
 
-def _folder(trial: Trial) -> list[Path]:
+def _folder(trial: TrialRecord) -> list[Path]:
     """The trial's folder of pictures, which is no link."""
     inner = subfolders(trial.folder) if trial.folder else []
     return [folder for folder in inner if folder.name == PICTURES]
 
 
-def _pictures(trial: Trial) -> list[Path]:
+def _pictures(trial: TrialRecord) -> list[Path]:
     return sorted(path for folder in _folder(trial) for path in folder.iterdir()
                   if path.suffix == ".png")  # fmt: skip
 
@@ -123,7 +123,7 @@ def _png(path: Path) -> bytes:
     return content if content.startswith(_PNG) else b""
 
 
-def _predictions(trial: Trial) -> tuple[list[Any], list[Any]] | None:
+def _predictions(trial: TrialRecord) -> tuple[list[Any], list[Any]] | None:
     """True and predicted classes of the trial's test split, else of what it has."""
     for folder in _folder(trial):
         try:
