@@ -112,14 +112,14 @@ def _stored(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def follow_up(plan: Plan, ended: driver.RunResult) -> None:
+def follow_up(plan: Plan, ended: driver.RunResult, leaves_weights: bool) -> None:
     """Print what to type next."""
     if ended.early:
         ended.follow_up(plan.exp_id)
         return
     if plan.total > 1 and (best := summary.best(plan)):
         print(f"\n{best}")
-    if not ended.code and (lines := summary.next_commands(plan, DEFAULT_GIN)):
+    if not ended.code and (lines := summary.next_commands(plan, DEFAULT_GIN, leaves_weights)):
         print("\nnext:", *lines, sep="\n  ")
 
 
@@ -185,7 +185,7 @@ def main() -> int:
     driver.show_room(plan, found)
     how = driver.RunOptions(args.local_mode, args.address, args.quiet)
     ended = driver.execute(plan, given, found, how, args.resume, bool(args.settings))
-    follow_up(plan, ended)
+    follow_up(plan, ended, found.leaves_weights)
     return ended.code
 
 

@@ -32,6 +32,22 @@ def use_share(resources: dict[str, float]) -> None:
         torch.cuda.set_per_process_memory_fraction(share)
 
 
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of a session's autocast.
+
+    Args:
+        name: a floating type of torch, or 'auto': float32 on a CPU, and on CUDA bfloat16 where
+            it is supported, else float16.
+        device: where it computes.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        return torch.float32
+    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if supported else torch.float16
+
+
 def gpus() -> int:
     """CUDA devices that this process may use."""
     return torch.cuda.device_count()

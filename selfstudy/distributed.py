@@ -155,6 +155,15 @@ def all_reduce_mean_(tensors: Iterable[Tensor]) -> None:
         )
 
 
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Average the gradients of all processes.
+
+    Before they are unscaled, so that all processes see the same inf and NaN.
+    """
+    params = (item for group in optimizer.param_groups for item in group["params"])
+    all_reduce_mean_(item.grad for item in params if item.grad is not None)
+
+
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one type in groups of about `_BUCKET` numbers."""
     bucket: list[Tensor] = []

@@ -10,38 +10,24 @@ import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
 import paths
 import util.files as files
 from selfstudy import configure, devices, registry
-from selfstudy.registry import Names, configurable
+from selfstudy.job import Job, Report, job, silent
 from selfstudy.storage import checkpoints, snapshot
 from selfstudy.storage.mirror import Mirror
 from selfstudy.train import online_eval as monitor
 from selfstudy.train import tensorboard as hparams
 from selfstudy.train.processes import Workers
-from selfstudy.train.session import Report
 from util import environment
 from util.errors import UserError, cause
 
 SPARE = 3  # checkpoints that nobody asked for, kept while a trial runs: others may adopt them
 POLL = 0.5  # seconds between two looks at whether to stop
-
-
-@configurable("trial")
-def job(job: Annotated[str, Names("job")] = "session", processes: int = 1) -> type:
-    """What a trial runs.
-
-    Args:
-        job: 'session' trains; 'simulation' is a formula that needs no data.
-        processes: how many train together, each on a GPU of its own or with its part of the
-            CPUs. `resources_per_trial` is what they have together, and
-            `dataloader.batch_size` the minibatch that they share.
-    """
-    return registry.get("job", job)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +107,7 @@ class Trial:
 
     def _build(self, spec: configure.Spec) -> None:
         self.workers.build(spec, self.overrides)
-        self.session = job()(self.workers.device)
+        self.session: Job = job()(self.workers.device)
         self.config = configure.operative_text()
         self.values = configure.operative()
         self.mirror = self._reach_mirror()
@@ -183,7 +169,7 @@ class Trial:
         """Whether the trial has ended."""
         return bool(self.result.get("done"))
 
-    def step(self, report: Report = lambda *_: None) -> dict[str, Any]:
+    def step(self, report: Report = silent) -> dict[str, Any]:
         """One round; saves when that is due; returns the line of `result.json`.
 
         A trial that has ended returns its last line again. One that was asked to stop saves
@@ -216,9 +202,8 @@ class Trial:
             result["exploited"] = self.result["exploited"]
         if monitor.collapsed(result):  # and in which round it was so first
             result["collapsed"] = self.result.get("collapsed", result["round"])
-        weights = getattr(getattr(self.session, "model", None), "report", None)
-        if weights and self.session.rounds_done == 1:
-            result["weights"] = weights
+        if self.session.rounds_done == 1:
+            result |= self.session.notes()
         if not _finite(result.get("train_loss", 0.0)):
             return self._diverge(result)
         result["done"] = reached(result, self.policy.stop) or self.session.finished
@@ -295,9 +280,10 @@ class Trial:
             "config": files.plain(self.values),
             "command": self.command,
             "seed": self.session.seed,
-            **_data(self.session),
             **environment.versions(),
         }
+        if data := self.session.data():
+            card["data"] = dataclasses.asdict(data[0].info)
         snapshot.save(folder, state, self.config, card)
         self._drop_newer(folder)
         self._prune()
@@ -387,12 +373,6 @@ def _copy(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_copy(item) for item in value)
     return value
-
-
-def _data(session: Any) -> dict[str, Any]:
-    """What the data are, for whoever wants the network without them."""
-    info = getattr(session, "info", None)
-    return {} if info is None else {"data": dataclasses.asdict(info)}
 
 
 def _finite(value: float | None) -> bool:

@@ -27,6 +27,7 @@ TABLE = {
         "gin paths selfstudy.registry selfstudy.values util.errors",
     ),
     "selfstudy/distributed.py": (2, "torch util.errors"),
+    "selfstudy/job.py": (2, "selfstudy.registry selfstudy.types"),
     "selfstudy/losses/*.py": (3, "torch util.errors"),
     "selfstudy/storage/*.py": (3, "torch pyarrow paths util.*"),
     "selfstudy/render/*.py": (3, "PIL trimesh paths selfstudy.registry util.*"),
@@ -60,25 +61,25 @@ TABLE = {
     "selfstudy/train/*.py": (
         6,
         "torch sklearn tensorboard paths selfstudy.configure selfstudy.data.* "
-        "selfstudy.devices selfstudy.distributed selfstudy.losses.* selfstudy.registry "
-        "selfstudy.storage.* selfstudy.tasks.* selfstudy.types util.*",
+        "selfstudy.devices selfstudy.distributed selfstudy.job selfstudy.losses.* "
+        "selfstudy.registry selfstudy.storage.* selfstudy.tasks.* selfstudy.types util.*",
     ),
     "selfstudy/trial.py": (
         7,
-        "torch paths selfstudy.configure selfstudy.devices selfstudy.registry "
+        "torch paths selfstudy.configure selfstudy.devices selfstudy.job selfstudy.registry "
         "selfstudy.storage.* selfstudy.train.* util.*",
     ),
     "selfstudy/evaluate/*.py": (
         8,
         "torch h5py sklearn selfstudy.analysis.* selfstudy.configure selfstudy.data.* "
-        "selfstudy.devices selfstudy.registry selfstudy.storage.* selfstudy.tasks.* "
-        "selfstudy.trial selfstudy.types util.*",
+        "selfstudy.devices selfstudy.job selfstudy.registry selfstudy.storage.* "
+        "selfstudy.tasks.* selfstudy.train.* selfstudy.types util.*",
     ),
     "selfstudy/experiment/*.py": (
         8,
         "torch filelock paths selfstudy.configure selfstudy.data.* selfstudy.devices "
-        "selfstudy.registry selfstudy.storage.* selfstudy.train.* selfstudy.trial "
-        "selfstudy.tune.* selfstudy.values util.*",
+        "selfstudy.job selfstudy.registry selfstudy.storage.* selfstudy.train.* "
+        "selfstudy.trial selfstudy.tune.* selfstudy.values util.*",
     ),
     "selfstudy/tune/*.py": (
         8,
@@ -103,7 +104,7 @@ TABLE = {
 LOAD_HOME = "selfstudy/storage/snapshot.py"
 UNPICKLER_HOME = "selfstudy/datasets/cifar.py"
 # Questions about CUDA that no device-agnostic call answers: is there bfloat16, cap the memory.
-CUDA_HOMES = {"selfstudy/train/session.py", "selfstudy/devices.py"}
+CUDA_HOMES = {"selfstudy/devices.py"}
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}
 FORBIDDEN_KEYWORDS = {("shell", True), ("allow_pickle", True), ("weights_only", False)}
 MACHINE_PATH = re.compile(r"""(?<![\w.:/])/(home|root|Users|work|tmp|mnt|scratch)/""")

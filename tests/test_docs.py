@@ -172,7 +172,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tiles
 paths.GIN_DIR, paths.DATA_DIR = Path(sys.argv[1]) / "gin", Path(sys.argv[1])
-from selfstudy import configure, rehearsal
+from selfstudy import configure
+from selfstudy.experiment import rehearsal
 rehearsal.check(configure.Spec(("tiles/r9/classify",)), {})
 data = tiles.TilesDataset("train")
 print(data.info.rows, data.classes)

@@ -254,19 +254,24 @@ def test_the_next_commands_carry_the_configuration_on(gin):
     spec = configure.Spec(gin, ("ResNet.width = 0.2",))
     given = rayconfig.DEFAULTS | {"checkpoint_at_end": True}
     one = plans.make("x", spec, "single_run", given, None)
-    move, start, *others = summary.next_commands(one, main.DEFAULT_GIN)
+    move, start, *others = summary.next_commands(one, main.DEFAULT_GIN, True)
     assert move == "python misc/move_snapshots.py -e x -m"
     args = main.parser().parse_args(shlex.split(start)[2:])
     assert tuple(args.gin_config or main.DEFAULT_GIN) == gin
     assert args.gin_param == ["ResNet.width = 0.2", 'Wrapper.pretrained = "x"']
     assert any("cifar" in line for line in others)
     many = plans.make("x", spec, "single_run", given | {"num_samples": 2}, None)
-    assert summary.next_commands(many, main.DEFAULT_GIN) == [
+    assert summary.next_commands(many, main.DEFAULT_GIN, True) == [
         "python misc/results.py best x",
         "python misc/move_snapshots.py -e x -p '{cfg[session.seed]}' -m",
     ]
     unsaved = plans.make("x", spec, "single_run", rayconfig.DEFAULTS | {"num_samples": 2}, None)
-    assert summary.next_commands(unsaved, main.DEFAULT_GIN) == ["python misc/results.py best x"]
+    assert summary.next_commands(unsaved, main.DEFAULT_GIN, True) == [
+        "python misc/results.py best x"
+    ]
+    assert summary.next_commands(many, main.DEFAULT_GIN, False) == [  # no weights to name
+        "python misc/results.py best x"
+    ]
 
 
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_starts_no_ray(cli):

@@ -171,7 +171,7 @@ KILLS = """
     from pathlib import Path
     import torch
     import paths
-    from selfstudy import snapshot
+    from selfstudy.storage import snapshot
 
     torch.set_num_threads(1)  # a fork does not take the threads along
     warnings.simplefilter("error")  # a damaged folder would warn

@@ -17,6 +17,7 @@ from selfstudy.analysis import results
 from selfstudy.configure import Spec
 from selfstudy.experiment import duration as cost
 from selfstudy.experiment import rayconfig
+from selfstudy.train import preview
 from util import files
 from util.errors import UserError
 
@@ -273,12 +274,12 @@ def test_cost_counts_all_images_of_all_rounds():
                             "test": Loader(8, 1, Data)}  # fmt: skip
 
         def round(self):
-            assert self.loaders.keys() == {"train"} and self.iters["train"] == cost.STEPS
-            assert self.loaders["train"].batch_size == cost.SMALL
+            assert self.loaders.keys() == {"train"} and self.iters["train"] == preview.STEPS
+            assert self.loaders["train"].batch_size == preview.SMALL
             return {"images_per_s": 10.0}
 
     images = 5 * 7 * 256 * 2 + (5 * 100 + 16) / 3
-    assert cost._estimate(Fake()) == pytest.approx(images / 10)
+    assert preview.seconds(Fake()) == pytest.approx(images / 10)
 
 
 def test_cost_of_a_real_trial_and_of_data_that_are_not_there(folders):

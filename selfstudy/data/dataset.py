@@ -4,7 +4,8 @@ A data set is a subclass that names its file and, where the file can be made her
 `source` where the images come from.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -115,7 +116,7 @@ class BaseDataset:
     space: Literal["rgb", "lab"] = "rgb"
     # Colour space -> published (mean, std); without them those in the file hold.
     published: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-    may_prepare = True  # whether a missing data file is made; a dry run makes none
+    may_prepare = True  # whether a missing data file is made; see `preparing`
 
     def __init__(
         self,
@@ -159,6 +160,16 @@ class BaseDataset:
         self.info = self._describe()
 
     # ---- what a data set says of itself --------------------------------------------------
+
+    @classmethod
+    @contextlib.contextmanager
+    def preparing(cls, allowed: bool) -> Iterator[None]:
+        """A `with` block in which a missing data file is made, or raises `NotPrepared`."""
+        before, BaseDataset.may_prepare = BaseDataset.may_prepare, allowed
+        try:
+            yield
+        finally:
+            BaseDataset.may_prepare = before
 
     @property
     def stem(self) -> str:

@@ -148,16 +148,14 @@ def data_info(found: Snapshot) -> DataInfo:
     """
     if "data" in found.card:
         return _from_card(found.card["data"], found.name)
-    before, BaseDataset.may_prepare = BaseDataset.may_prepare, False
     try:
-        return registry.get("dataset", configure.value("session", "dataset"))("train").info
+        with BaseDataset.preparing(False):
+            return registry.get("dataset", configure.value("session", "dataset"))("train").info
     except NotPrepared as error:
         raise UserError(
             f"{found.name} does not tell what its data are, and their file is missing "
             f"({error.text}): prepare it by python misc/data.py prepare NAME"
         ) from None
-    finally:
-        BaseDataset.may_prepare = before
 
 
 def _from_card(data: Any, name: str) -> DataInfo:

@@ -16,9 +16,10 @@ from torch import Tensor
 from selfstudy import configure, devices, registry
 from selfstudy.analysis import figures
 from selfstudy.analysis.figures import canvas
+from selfstudy.job import job
 from selfstudy.storage import snapshot
 from selfstudy.tasks.base import ORIGIN, PER_METRE
-from selfstudy.trial import job
+from selfstudy.train.session import Session
 from selfstudy.types import Batch, DataInfo, Output
 from util import color, files
 from util.errors import UserError
@@ -76,7 +77,7 @@ def draw(source: str, folder: Path, device: torch.device | None = None) -> list[
     found = snapshot.resolve(source)
     with configure.isolated(found.config, f"{found.name}/config.gin"):
         session = job()(device or devices.best())
-        if not hasattr(session, "loaders"):
+        if not isinstance(session, Session):
             raise UserError(f"{source} is no session's: it has seen no pictures")
         snapshot.load_weights(session.model, found.weights(), lambda name: False)
         session.model.eval()

@@ -21,12 +21,14 @@ class Preflight:
         typical: how long one is that a search will add.
         bytes: size of one checkpoint; 0 where no data were at hand to build one.
         data: SHA-256 of the data files.
+        leaves_weights: whether checkpoints hold networks that others may start from.
     """
 
     rounds: dict[str, float]
     typical: float
     bytes: int
     data: dict[str, str]
+    leaves_weights: bool
 
     def total(self, plan: Plan) -> float:
         """Rounds of all trials together."""
@@ -87,6 +89,7 @@ def check(
         first.rounds if first else 0,
         max((item.bytes for item in some), default=0),
         data,
+        all(item.leaves_weights for item in some),
     )
 
 

@@ -10,8 +10,8 @@ import torch
 import paths
 from selfstudy import configure, registry
 from selfstudy.data.dataset import BaseDataset, NotPrepared
+from selfstudy.job import Job, job
 from selfstudy.train import optim, processes
-from selfstudy.trial import job
 from util.errors import UserError, cause, nearest
 
 CARD_BYTES = 10_000  # of a checkpoint beside its tensors
@@ -26,7 +26,8 @@ class Checked:
         rounds: how long it is.
         metrics: names of the numbers that each round has; empty when it was not built.
         bytes: size of one checkpoint; 0 when it was not built.
-        data: SHA-256 of its data file by the file's path below DATA_DIR.
+        data: SHA-256 of its data files by their paths below DATA_DIR.
+        leaves_weights: whether a checkpoint holds a network.
     """
 
     parts: dict[str, dict[str, Any]]
@@ -34,6 +35,7 @@ class Checked:
     metrics: tuple[str, ...] = ()
     bytes: int = 0
     data: dict[str, str] = dataclasses.field(default_factory=dict)
+    leaves_weights: bool = True
 
 
 OF_A_ROUND = ("mean_accuracy", "best_accuracy", "learning_rate", "images_per_s", "round_s",
@@ -64,25 +66,20 @@ def check(
     processes.check(parts)
     _check_backbone(parts)
     _check_used(overrides, parts)
-    rounds = (parts.get("scheduler") or {"milestones": [0]})["milestones"][-1]
-    rounds = parts.get("simulation", {}).get("rounds", rounds)
+    kind: type[Job] = registry.get("job", parts["trial"]["job"])
+    known = Checked(parts, kind.length(parts), leaves_weights=kind.leaves_weights)
     if not build:
-        return Checked(parts, rounds)
-    before, BaseDataset.may_prepare = BaseDataset.may_prepare, prepare
+        return known
     try:
-        built, metrics = _rehearsed()
+        with BaseDataset.preparing(prepare):
+            built, metrics = _rehearsed()
     except NotPrepared:
-        return Checked(parts, rounds)
-    finally:
-        BaseDataset.may_prepare = before
+        return known
     size = CARD_BYTES + sum(
         item.numel() * item.element_size() for item in _tensors(built.state_dict())
     )
-    data = {}
-    if loaders := getattr(built, "loaders", None):
-        dataset = loaders["train"].dataset
-        data = {_below_data(dataset.path): dataset.attributes.get("sha256")}
-    return Checked(parts, rounds, (*metrics, *OF_A_ROUND), size, data)
+    data = {_below_data(use.path): use.sha256 for use in built.data() if use.sha256}
+    return dataclasses.replace(known, metrics=(*metrics, *OF_A_ROUND), bytes=size, data=data)
 
 
 def _check_used(overrides: dict[str, Any], parts: dict[str, dict[str, Any]]) -> None:
@@ -111,7 +108,7 @@ def _check_backbone(parts: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _rehearsed() -> tuple[Any, list[str]]:
+def _rehearsed() -> tuple[Job, list[str]]:
     """The job on a device that computes nothing; what fails there is the user's to mend."""
     try:
         with warnings.catch_warnings():

@@ -137,9 +137,10 @@ def json_free(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def next_commands(plan: Plan, default_gin: tuple[str, ...]) -> list[str]:
-    """Command lines that follow naturally."""
-    many, saved = len(plan.rows) > 1, plan.exp_args["checkpoint_at_end"]
+def next_commands(plan: Plan, default_gin: tuple[str, ...], leaves_weights: bool) -> list[str]:
+    """Command lines that follow naturally, with the snapshots of jobs that leave weights."""
+    many = len(plan.rows) > 1
+    saved = plan.exp_args["checkpoint_at_end"] and leaves_weights
     lines = []
     if many:
         lines.append(f"python misc/results.py best {plan.exp_id}")

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from selfstudy import distributed
+
 KEEP = 0.95  # share of the old value that a running mean keeps at each update, as published
 
 
@@ -23,6 +25,11 @@ class RunningMean:
             self.names, self.values = list(metrics), new
         else:
             self.values = torch.lerp(new, self.values, KEEP)
+
+    def average(self) -> None:
+        """Take the mean over all processes."""
+        if self.values is not None:
+            distributed.all_reduce_mean_([self.values])
 
     def state_dict(self) -> dict:
         """Names and values, to continue from."""
@@ -48,6 +55,17 @@ class WeightedMean:
         self.names, self.count = list(metrics), self.count + count
         self.sums = new if self.sums is None else self.sums + new
 
+    def merged(self) -> "WeightedMean":
+        """The mean over what all processes have seen."""
+        if distributed.size() == 1:
+            return self
+        whole, sums = WeightedMean(), None if self.sums is None else self.sums.cpu()
+        for names, other, count in distributed.gather_objects((self.names, sums, self.count)):
+            if other is not None:
+                whole.names, whole.count = names, whole.count + count
+                whole.sums = other if whole.sums is None else whole.sums + other
+        return whole
+
     @property
     def values(self) -> Tensor | None:
         """The means, [M], or None before the first update."""
@@ -59,6 +77,7 @@ def read(meters: dict[str, RunningMean | WeightedMean]) -> dict[str, float]:
     filled = {split: meter for split, meter in meters.items() if meter.values is not None}
     if not filled:
         return {}
-    numbers = torch.cat([meter.values for meter in filled.values()]).tolist()
+    values = [meter.values for meter in filled.values()]
+    numbers = torch.cat([item.to(values[0].device) for item in values]).tolist()
     names = [f"{split}_{name}" for split, meter in filled.items() for name in meter.names]
     return dict(zip(names, numbers, strict=True))

@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 import paths
 from selfstudy import configure, devices, distributed, registry
+from selfstudy.job import Job, Report, job
 from util import files
 from util.errors import UserError, cause, printable
 
@@ -38,9 +39,8 @@ import signal, sys
 for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
     signal.signal(getattr(signal, name), signal.SIG_IGN)
 sys.path.insert(0, {str(paths.ROOT)!r})
-from selfstudy import trial
 from selfstudy.train import processes
-processes.serve(trial.job)
+processes.serve()
 """
 
 
@@ -132,12 +132,12 @@ class Workers:
         self._tell_all(do="build", gin=spec.gin, params=spec.params,
                        overrides=files.plain(overrides))  # fmt: skip
 
-    def load(self, job: Any, state: dict) -> None:
+    def load(self, job: Job, state: dict) -> None:
         """`job.load_state_dict`, in all processes."""
         self._tell_all(do="load")
         self._together(lambda: job.load_state_dict(self._shared(state)))
 
-    def adopt(self, job: Any, state: dict) -> None:
+    def adopt(self, job: Job, state: dict) -> None:
         """`job.adopt`, in all processes."""
         self._tell_all(do="adopt")
         self._together(lambda: job.adopt(self._shared(state)))
@@ -145,7 +145,7 @@ class Workers:
     def _shared(self, state: dict) -> dict:
         return distributed.broadcast_object(state) if self._children else state
 
-    def round(self, job: Any, report: Callable[[str, int, int], None]) -> dict[str, float]:
+    def round(self, job: Job, report: Report) -> dict[str, float]:
         """`job.round`, in all processes.
 
         Raises:
@@ -260,8 +260,8 @@ def _abort() -> None:
         dist.distributed_c10d._abort_process_group()
 
 
-def serve(job: Callable[[], type]) -> None:
-    """What a child does: builds the job that `job` names, and what its parent tells it."""
+def serve() -> None:
+    """Main loop of a child: build the configured job and carry out the parent's orders."""
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not be taken for an answer
     orders: queue.SimpleQueue = queue.SimpleQueue()
@@ -274,7 +274,7 @@ def serve(job: Callable[[], type]) -> None:
     device = torch.device(about["kind"] + number)
     try:
         _join(about["rank"], about["size"], Path(about["folder"]), device)
-        _obey(job, orders, device)
+        _obey(orders, device)
         dist.destroy_process_group()
     except Exception as error:
         traceback.print_exc()
@@ -282,8 +282,8 @@ def serve(job: Callable[[], type]) -> None:
         os._exit(1)  # at once: threads of a broken group may wait for ever
 
 
-def _obey(job: Callable[[], type], orders: queue.SimpleQueue, device: torch.device) -> None:
-    built: Any = None
+def _obey(orders: queue.SimpleQueue, device: torch.device) -> None:
+    built: Job | None = None
     while (order := orders.get())["do"] != "end":
         match order["do"]:
             case "build":
@@ -295,7 +295,7 @@ def _obey(job: Callable[[], type], orders: queue.SimpleQueue, device: torch.devi
             case "adopt":
                 built.adopt(distributed.broadcast_object(None))
             case "round":
-                built.round(lambda *_: None)
+                built.round()
 
 
 def _listen(orders: queue.SimpleQueue) -> None:

@@ -2,23 +2,21 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
 
-from selfstudy import distributed, registry
+from selfstudy import devices, distributed, registry
 from selfstudy.data.augment import augment
 from selfstudy.data.loader import Loader, derived_seed
+from selfstudy.job import DataUse, Report, silent
 from selfstudy.registry import Names, config_scope, configurable, register
 from selfstudy.storage import snapshot
-from selfstudy.train import meters, optim
+from selfstudy.train import meters, optim, preview
 from selfstudy.train.online_eval import Monitor
-from selfstudy.types import DENSE, Batch
 from util.errors import UserError
 
 SPLITS = ("train", "valid", "test")
-Report = Callable[[str, int, int], None]  # split, minibatches done, minibatches in all
 
 
 @register("job", "session")
@@ -51,6 +49,7 @@ class Session:
         UserError: names, shapes or settings that do not fit together.
     """
 
+    leaves_weights = True
     uses = ("train/dataloader", "valid/dataloader", "test/dataloader", "augment", "optimizer",
             "scheduler", "monitor")  # fmt: skip
 
@@ -78,7 +77,7 @@ class Session:
         self.test_every = test_every
         self.seed = seed
         torch.manual_seed(derived_seed(seed, "build"))
-        self.precision = _precision(precision, self.device)
+        self.precision = devices.precision(precision, self.device)
         self.loaders = {split: self._loader(dataset, split)
                         for split in SPLITS if self.iters[split] != 0}  # fmt: skip
         self.info = info = self.loaders["train"].dataset.info
@@ -107,39 +106,27 @@ class Session:
         if restore_session:
             self.load_state_dict(snapshot.resolve(restore_session).state())
 
+    @classmethod
+    def length(cls, parts: dict[str, dict[str, Any]]) -> float:
+        """The last of the schedule's milestones."""
+        return parts["scheduler"]["milestones"][-1]
+
     def rehearse(self) -> list[str]:
-        """One step on made-up rows, to find before a long run what cannot work.
+        """One step on made-up rows, for a session on 'meta'; see `preview.rehearse`."""
+        return preview.rehearse(self)
 
-        For a session on the device 'meta', which knows shapes and computes nothing.
+    def estimate(self) -> float:
+        """Seconds of the whole run, from a few steps; see `preview.seconds`."""
+        return preview.seconds(self)
 
-        Returns:
-            The metrics that each round will have.
+    def data(self) -> list[DataUse]:
+        """The data file of its splits."""
+        data = self.loaders["train"].dataset
+        return [DataUse(data.path, data.attributes.get("sha256"), data.info)]
 
-        Raises:
-            Exception: whatever building or running the parts raises.
-        """
-        info = self.info
-        size = (2, info.channels, info.input_res, info.input_res)
-        targets = {name: self._no_target(name, size) for name in info.targets}
-        views = tuple(torch.zeros(size, device=self.device)
-                      for _ in range(self.loaders["train"].views))  # fmt: skip
-        batch = Batch(views, targets, torch.zeros(2, dtype=torch.int64, device=self.device))
-        batch = self.task.prepare(batch, None)
-        loss, metrics = self.task.evaluate(batch, self.model(batch))
-        loss.backward()
-        self.optimizer.step()  # makes the state that a checkpoint will hold
-        self.model.after_step(0.0)
-        names = [f"{split}_{name}" for split in self.loaders for name in metrics]
-        names += self.monitor.names() if "valid" in self.loaders else []
-        self.schedule.check_metric(names)
-        return names
-
-    def _no_target(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
-        """Zeros in the shape and type that a target of images [B, C, H, W] has."""
-        plane = (size[0], *size[2:])
-        shape = size if name == "normals" else plane if name in DENSE else size[:1]
-        dtype = {"normals": torch.int8, "depth": torch.float16}.get(name, torch.int64)
-        return torch.zeros(shape, dtype=dtype, device=self.device)
+    def notes(self) -> dict[str, Any]:
+        """Which weights were loaded, where the model loads some."""
+        return {"weights": self.model.report} if self.model.report else {}
 
     def _loader(self, dataset: str, split: str) -> Loader:
         data = registry.get("dataset", dataset)(split)
@@ -157,7 +144,7 @@ class Session:
         """Whether the last milestone has been reached."""
         return self.rounds_done >= self.rounds
 
-    def round(self, report: Report = lambda *_: None) -> dict[str, float]:
+    def round(self, report: Report = silent) -> dict[str, float]:
         """One round of training, validation and, when it is due, testing.
 
         Args:
@@ -222,7 +209,7 @@ class Session:
                 loss, metrics = self.task.evaluate(batch, out)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
-            self._average_gradients()
+            distributed.average_gradients(self.optimizer)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.steps += 1
@@ -230,19 +217,9 @@ class Session:
             self.log.update(metrics, len(batch.idxs))
             images += len(batch.idxs) * len(batch.views) * distributed.size()
             report("train", step + 1, count)
-        self._agree()
+        distributed.broadcast_(self.model.buffers())  # of all processes' state one is saved
+        self.log.average()
         return images
-
-    def _average_gradients(self) -> None:
-        """Before they are unscaled, so that all processes find the same ones infinite."""
-        params = (item for group in self.optimizer.param_groups for item in group["params"])
-        distributed.all_reduce_mean_(item.grad for item in params if item.grad is not None)
-
-    def _agree(self) -> None:
-        """Leave all processes with the same state, which is the one that is saved."""
-        distributed.broadcast_(self.model.buffers())
-        if self.log.values is not None:
-            distributed.all_reduce_mean_([self.log.values])
 
     @torch.inference_mode()
     def _evaluate(self, split: str, report: Report) -> meters.WeightedMean:
@@ -263,7 +240,7 @@ class Session:
                     if split == "valid":
                         self.monitor.keep(step, batch, out)
                 report(split, step + 1, count)
-        return _merged(mean, self.device)
+        return mean.merged()
 
     def _generator(self, split: str, number: int | None = None) -> torch.Generator:
         number = self.rounds_done if number is None else number
@@ -315,26 +292,3 @@ class Session:
         self.load_state_dict(state)
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
-
-
-def _merged(mean: meters.WeightedMean, device: torch.device) -> meters.WeightedMean:
-    """The mean over what all processes have seen."""
-    if distributed.size() == 1:
-        return mean
-    whole, sums = meters.WeightedMean(), None if mean.sums is None else mean.sums.cpu()
-    for names, other, count in distributed.gather_objects((mean.names, sums, mean.count)):
-        if other is not None:
-            whole.names, whole.count = names, whole.count + count
-            whole.sums = other if whole.sums is None else whole.sums + other
-    if whole.sums is not None:
-        whole.sums = whole.sums.to(device)
-    return whole
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cpu":
-        return torch.float32
-    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if supported else torch.float16

@@ -9,11 +9,11 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 
+from selfstudy.job import DataUse, Report, silent
 from selfstudy.registry import configurable, register
 from util.errors import UserError
 
@@ -46,6 +46,8 @@ class Simulation:
         UserError: a value out of its range.
     """
 
+    leaves_weights = False
+
     def __init__(
         self,
         device: torch.device,
@@ -71,16 +73,33 @@ class Simulation:
         self.fault, self.fault_round = fault, fault_round
         self.rounds_done, self.accuracy, self.best_accuracy = 0, 0.0, 0.0
 
+    @classmethod
+    def length(cls, parts: dict[str, dict[str, Any]]) -> float:
+        """`simulation.rounds`."""
+        return parts["simulation"]["rounds"]
+
     @property
     def finished(self) -> bool:
         """Whether the last round is done."""
         return self.rounds_done >= self.rounds
 
+    def data(self) -> list[DataUse]:
+        """It reads none."""
+        return []
+
+    def notes(self) -> dict[str, Any]:
+        """It has none."""
+        return {}
+
+    def estimate(self) -> float:
+        """Seconds that its rounds will wait."""
+        return self.rounds * self.seconds
+
     def rehearse(self) -> list[str]:
         """The metrics of a round; there is nothing else to try."""
         return ["train_loss", "train_accuracy", "valid_accuracy"]
 
-    def round(self, report: Callable[[str, int, int], None] = lambda *_: None) -> dict:
+    def round(self, report: Report = silent) -> dict[str, Any]:
         """One round: the same keys as a session's."""
         start = time.perf_counter()
         for step in range(self.steps):

@@ -1,0 +1,81 @@
+"""Before a session runs: the metrics of its rounds, and how long it will take."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from selfstudy.types import DENSE, Batch
+
+if TYPE_CHECKING:
+    from selfstudy.train.session import Session
+
+STEPS = 3  # that are timed, after as many that are not
+SMALL = 64  # images of a minibatch that tell the pace of a CPU
+FORWARD = 1 / 3  # of a training step's time, for an image that is only looked at
+
+
+def rehearse(session: "Session") -> list[str]:
+    """One step on made-up rows, to find before a long run what cannot work.
+
+    Args:
+        session: on the device 'meta', which knows shapes and computes nothing.
+
+    Returns:
+        The metrics that each round will have.
+
+    Raises:
+        Exception: whatever building or running the parts raises.
+    """
+    info = session.info
+    size = (2, info.channels, info.input_res, info.input_res)
+    targets = {name: _placeholder(name, size, session.device) for name in info.targets}
+    views = tuple(torch.zeros(size, device=session.device)
+                  for _ in range(session.loaders["train"].views))  # fmt: skip
+    batch = Batch(views, targets, torch.zeros(2, dtype=torch.int64, device=session.device))
+    batch = session.task.prepare(batch, None)
+    loss, metrics = session.task.evaluate(batch, session.model(batch))
+    loss.backward()
+    session.optimizer.step()  # makes the state that a checkpoint will hold
+    session.model.after_step(0.0)
+    names = [f"{split}_{name}" for split in session.loaders for name in metrics]
+    names += session.monitor.names() if "valid" in session.loaders else []
+    session.schedule.check_metric(names)
+    return names
+
+
+def _placeholder(name: str, size: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Zeros in the shape and type that a target of images [B, C, H, W] has."""
+    plane = (size[0], *size[2:])
+    shape = size if name == "normals" else plane if name in DENSE else size[:1]
+    dtype = {"normals": torch.int8, "depth": torch.float16}.get(name, torch.int64)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def seconds(session: "Session") -> float:
+    """Seconds of all rounds with validation and test, from `STEPS` minibatches.
+
+    The session is not to be used afterwards.
+    """
+    train = session.loaders["train"]
+    steps = session.iters["train"] if session.iters["train"] > 0 else len(train)
+    rounds, images = session.rounds, steps * train.batch_size
+    evaluated = _images(session, "valid") * rounds
+    tests = rounds // session.test_every if session.test_every else 1
+    evaluated += _images(session, "test") * tests
+    for split in session.loaders.keys() - {"train"}:
+        del session.loaders[split]
+    if session.device.type == "cpu":
+        train.batch_size = min(train.batch_size, SMALL)
+    session.iters["train"] = STEPS
+    session.round()
+    view = 1 / session.round()["images_per_s"]
+    return view * (rounds * images * train.views + FORWARD * evaluated)
+
+
+def _images(session: "Session", split: str) -> int:
+    """Images in one pass over a split."""
+    if split not in session.loaders:
+        return 0
+    loader, steps = session.loaders[split], session.iters[split]
+    rows = len(loader.dataset.rows)
+    return rows if steps < 0 else min(rows, steps * loader.batch_size)
