@@ -121,7 +121,8 @@ def plain(trials: int, folder: Path) -> None:
     from ray import tune
 
     from selfstudy.configure import Spec
-    from selfstudy.trial import CheckpointPolicy, Trial
+    from selfstudy.storage.retention import CheckpointPolicy
+    from selfstudy.trial import Trial
 
     spec = Spec((SHORT[1],), tuple(SHORT[3:]))
     done, training = [], []

@@ -5,6 +5,7 @@ the device as its only argument; everything else is bound by the configuration. 
 (training), `Simulation` (a formula) and evaluations keep it; nobody asks a job what it is.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,30 @@ from selfstudy.types import DataInfo
 Report = Callable[[str, int, int], None]  # split or stage, steps done, steps in all
 
 
+POLL = 0.5  # seconds between two looks at whether to stop
+
+
+class StopRequested(Exception):
+    """The trial was asked to stop within a round."""
+
+
 def silent(stage: str, done: int, count: int) -> None:
     """The `Report` that shows nothing."""
+
+
+def watched(report: Report, stopping: Callable[[], bool]) -> Report:
+    """`report`, which asks `stopping` every `POLL` seconds, to raise `StopRequested`."""
+    last = -POLL
+
+    def watch(stage: str, done: int, count: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= POLL:
+            last = time.monotonic()
+            if stopping():
+                raise StopRequested
+        report(stage, done, count)
+
+    return watch
 
 
 @dataclass(frozen=True)

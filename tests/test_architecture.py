@@ -66,7 +66,7 @@ TABLE = {
     ),
     "selfstudy/trial.py": (
         7,
-        "torch paths selfstudy.configure selfstudy.devices selfstudy.job selfstudy.registry "
+        "paths selfstudy.configure selfstudy.devices selfstudy.job selfstudy.registry "
         "selfstudy.storage.* selfstudy.train.* util.*",
     ),
     "selfstudy/evaluate/*.py": (

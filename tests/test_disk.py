@@ -9,7 +9,7 @@ from selfstudy import configure
 from selfstudy.experiment import disk, rayconfig
 from selfstudy.experiment import plan as plans
 from selfstudy.storage import checkpoints, snapshot
-from selfstudy.trial import CheckpointPolicy as Policy
+from selfstudy.storage.retention import CheckpointPolicy as Policy
 from selfstudy.trial import Trial
 from util import files
 from util.errors import UserError
@@ -122,15 +122,15 @@ def test_without_a_quota_nothing_goes():
 # ---- one trial ------------------------------------------------------------------------------
 
 
-def run(folder, rules, *params):
-    trial = Trial(configure.Spec(SPEC.gin, params), {}, folder / "t" / "e_0", rules)
+def run(folder, policy, *params):
+    trial = Trial(configure.Spec(SPEC.gin, params), {}, folder / "t" / "e_0", policy)
     while not trial.done:
         trial.step()
     found = checkpoints.checkpoints(trial.folder)
     return trial, [int(path.name[-6:]) for path in found]
 
 
-@pytest.mark.parametrize(("rules", "kept"), [
+@pytest.mark.parametrize(("policy", "kept"), [
     (Policy(), []),
     (Policy(checkpoint_at_end=True), [9]),
     (Policy(checkpoint_freq=4), [8, 4]),
@@ -140,14 +140,14 @@ def run(folder, rules, *params):
     (Policy(checkpoint_freq=1, keep_checkpoints=2, metric="train_loss", mode="max"), [9, 2, 1]),
     (Policy(checkpoint_freq=3, keep_checkpoints=1, metric="train_loss", mode="min"), [9]),
 ])  # fmt: skip
-def test_a_trial_keeps_what_its_rules_ask_for(folder, rules, kept):
-    assert run(folder, rules)[1] == kept
+def test_a_trial_keeps_what_its_rules_ask_for(folder, policy, kept):
+    assert run(folder, policy)[1] == kept
 
 
 def test_a_stop_saves_the_last_round_and_the_end_tidies_up(folder):
     asked = []
-    rules = Policy(checkpoint_at_end=True)
-    trial = Trial(SPEC, {}, folder / "t" / "e_0", rules, stopping=lambda: bool(asked))
+    policy = Policy(checkpoint_at_end=True)
+    trial = Trial(SPEC, {}, folder / "t" / "e_0", policy, stopping=lambda: bool(asked))
     for _ in range(4):
         trial.step()
     assert checkpoints.checkpoints(trial.folder) == []  # none was due
@@ -157,7 +157,7 @@ def test_a_stop_saves_the_last_round_and_the_end_tidies_up(folder):
     assert trial.step()["interrupted"]  # however often it is asked
     (saved,) = checkpoints.checkpoints(trial.folder)
     assert snapshot.Snapshot.open(saved).state()["rounds_done"] == 4
-    again, kept = run(folder, rules)
+    again, kept = run(folder, policy)
     assert [row["round"] for row in files.read_lines(again.folder / paths.RESULT)] == [
         *range(1, 10)
     ]

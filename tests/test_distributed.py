@@ -13,13 +13,15 @@ from torch import nn
 import paths
 from selfstudy import configure, distributed, registry
 from selfstudy.configure import Spec
+from selfstudy.experiment.failures import is_retryable
 from selfstudy.losses import contrastive, redundancy
 from selfstudy.models.heads import BatchRenorm
+from selfstudy.storage.retention import CheckpointPolicy
 from selfstudy.tasks.base import classified, depth_errors
 from selfstudy.train import processes
 from selfstudy.train.processes import Workers
 from selfstudy.train.session import Session
-from selfstudy.trial import CheckpointPolicy, Trial, is_retryable
+from selfstudy.trial import Trial
 from selfstudy.types import IGNORED
 from util.errors import UserError
 
@@ -351,8 +353,8 @@ def test_why_another_process_has_failed_is_told(free):
 def trial_of(count, folder, asked=()):
     """Of three rounds, in `count` processes; once `asked` is not empty it is to stop."""
     spec = Spec(("digits/r9/rotate",), (*TINY, *VIT, f"trial.processes = {count}"))
-    rules = CheckpointPolicy(checkpoint_freq=1)
-    return Trial(spec, {}, folder, rules, device="cpu", stopping=lambda: bool(asked))
+    policy = CheckpointPolicy(checkpoint_freq=1)
+    return Trial(spec, {}, folder, policy, device="cpu", stopping=lambda: bool(asked))
 
 
 def test_a_trial_survives_the_end_of_a_process(free, tmp_path):
@@ -379,7 +381,7 @@ def test_a_trial_survives_the_end_of_a_process(free, tmp_path):
 
 
 def test_a_trial_that_is_stopped_leaves_no_process(free, tmp_path, monkeypatch):
-    monkeypatch.setattr("selfstudy.trial.POLL", 0)
+    monkeypatch.setattr("selfstudy.job.POLL", 0)
     asked = []
     trial = trial_of(2, tmp_path / "trial", asked)
     (child,) = trial.workers._children

@@ -25,15 +25,16 @@ from sockets import listening
 import main
 import paths
 from bench.storm import TIMING, problems, processes, quiet, rows_of, until
-from selfstudy import configure
-from selfstudy import trial as trials
+from selfstudy import configure, job
+from selfstudy.experiment import failures, rayconfig, upkeep
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import rayconfig, upkeep
 from selfstudy.experiment.interrupts import Interrupted, Interrupts
 from selfstudy.experiment.plan import Plan
 from selfstudy.storage import checkpoints, snapshot
+from selfstudy.storage.ownership import Superseded
+from selfstudy.storage.retention import CheckpointPolicy
 from selfstudy.train.simulation import Simulation
-from selfstudy.trial import CheckpointPolicy, Superseded, Trial
+from selfstudy.trial import Trial
 from selfstudy.tune import cluster, search
 from util import files
 from util.errors import UserError
@@ -67,9 +68,9 @@ def started(*flags, **more):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)  # fmt: skip
 
 
-def trial(folder, rules=None, overrides=None, **more):
-    rules = rules or CheckpointPolicy(checkpoint_freq=2, checkpoint_at_end=True)
-    return Trial(SPEC, overrides or {}, folder, rules, **more)
+def trial(folder, policy=None, overrides=None, **more):
+    policy = policy or CheckpointPolicy(checkpoint_freq=2, checkpoint_at_end=True)
+    return Trial(SPEC, overrides or {}, folder, policy, **more)
 
 
 def finish(one):
@@ -204,7 +205,9 @@ def test_a_full_gpu_is_told_with_what_helps_and_not_tried_again(run, monkeypatch
     code, out, err = run("-e", "s", *STUDY, "--set", "config={}")
     assert code == 3
     assert "the GPU's memory is full" in out and "lower dataloader.batch_size" in out
-    assert not trials.is_retryable(full) and trials.is_retryable(OSError(errno.EIO, "the disk"))
+    assert not failures.is_retryable(full) and failures.is_retryable(
+        OSError(errno.EIO, "the disk")
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_its_trial_and_keeps_the_last_good_state(run):
@@ -425,7 +428,7 @@ def test_a_driver_of_another_machine_counts_while_it_shows_signs_of_life(run, mo
 def test_a_driver_shows_signs_of_life_also_without_ray(run, monkeypatch):
     seen, before = [], Plan.beat
     monkeypatch.setattr(upkeep, "EVERY", 0.0)
-    monkeypatch.setattr(trials, "POLL", 0.0)
+    monkeypatch.setattr(job, "POLL", 0.0)
     monkeypatch.setattr(Plan, "beat", lambda self: (seen.append(1), before(self)))
     assert run("-e", "s", *STUDY)[0] == 0 and len(seen) > 54
 

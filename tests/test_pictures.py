@@ -13,7 +13,8 @@ from selfstudy import configure
 from selfstudy.analysis import results
 from selfstudy.configure import Spec
 from selfstudy.evaluate import pictures
-from selfstudy.trial import CheckpointPolicy, Trial
+from selfstudy.storage.retention import CheckpointPolicy
+from selfstudy.trial import Trial
 from util.errors import UserError
 
 SMALL = ("BaseDataset.input_res = 16", "ResNet.width = 0.125", "session.train_iters = 2",

@@ -13,7 +13,8 @@ import paths
 from bench.storm import TIMING, processes, until, workers
 from selfstudy import configure, devices
 from selfstudy.experiment import plan as plans
-from selfstudy.trial import CheckpointPolicy, Trial
+from selfstudy.storage.retention import CheckpointPolicy
+from selfstudy.trial import Trial
 from util import files
 
 pytestmark = pytest.mark.slow

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from selfstudy import devices
 from selfstudy.experiment import summary
+from selfstudy.experiment.failures import record_failure
 from selfstudy.experiment.interrupts import Interrupts
 from selfstudy.experiment.plan import Plan, Row
 from selfstudy.experiment.upkeep import Upkeep
-from selfstudy.trial import CheckpointPolicy, Trial, note_failure
+from selfstudy.storage.retention import CheckpointPolicy
+from selfstudy.trial import Trial
 from util.progress import ProgressTable
 
 
@@ -52,7 +54,7 @@ def run(
                 progress.say(f"{row.name}: NO CHECKPOINT could be written: {unsaved[row.name]}")
         except Exception as error:  # a trial's failure must not take the others along
             status = "failed"
-            why = failed[row.name] = note_failure(plan.folder / row.name, error)
+            why = failed[row.name] = record_failure(plan.folder / row.name, error)
         plan.note("trial", name=row.name, status=status, why=why, round=last.get("round", 0))
         progress.end(row.name, status, why)
     upkeep.tidy()

@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def policy(self) -> dict[str, Any]:
-        """When trials stop and what they save, as `trial.CheckpointPolicy` takes it."""
+        """When trials stop and what they save, as `CheckpointPolicy` takes it."""
         wanted = ("stop", "checkpoint_freq", "checkpoint_at_end", "keep_checkpoints")
         metric, mode = self.objectives[0]
         return {name: self.exp_args[name] for name in wanted} | {"metric": metric, "mode": mode}

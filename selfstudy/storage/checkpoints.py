@@ -72,6 +72,14 @@ def checkpoints(trial: Path) -> list[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
+def round_of(folder: Path) -> int:
+    """The round after which a checkpoint folder was written."""
+    match = _CHECKPOINT.fullmatch(folder.name)
+    if not match:
+        raise ValueError(f"{folder} is no checkpoint")
+    return int(match[1] or match[2])
+
+
 def read_card(folder: Path) -> dict:
     """The card of a checkpoint folder.
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from selfstudy.storage.checkpoints import (
     is_trial,
     under_experiments,
 )
-from util.errors import UserError, printable
+from util.errors import UserError, cause, printable
 from util.fetch import within
 from util.files import sync_folder
 
@@ -465,3 +465,25 @@ def _as_os_errors() -> Iterator[None]:
 def _without_secrets(text: str) -> str:
     """`text` without the KEY:SECRET@ that a URI may hold."""
     return re.sub(r"//\S*@", "//***@", text)
+
+
+def uploader() -> Callable[[Path], None]:
+    """A function that copies a trial's folder to the mirror and only warns when it cannot.
+
+    The driver has checked the mirror before the start; one that is gone since may come back.
+    """
+    try:
+        mirror = Mirror.from_environment()
+    except UserError as error:
+        warnings.warn(f"checkpoints stay here alone: {error.text}", stacklevel=2)
+        mirror = None
+
+    def upload(folder: Path) -> None:
+        if mirror is None:
+            return
+        try:
+            mirror.upload(folder)
+        except OSError as error:
+            warnings.warn(f"the mirror was not reached: {cause(error)}", stacklevel=2)
+
+    return upload

@@ -240,6 +240,17 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
+def copy_to_cpu(value: Any) -> Any:
+    """Deep copy of a state on the CPU: tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return type(value)((key, copy_to_cpu(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(copy_to_cpu(item) for item in value)
+    return value
+
+
 def load_weights(
     model: nn.Module, state: dict[str, Tensor], skip: Callable[[str], bool]
 ) -> LoadReport:

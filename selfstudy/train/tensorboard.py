@@ -1,14 +1,31 @@
-"""What TensorBoard's HParams page needs: a trial's values, and how it ended.
+"""TensorBoard: a trial's numbers, and its values and end for the HParams page.
 
-Both entries go into the trial's own run. `SummaryWriter.add_hparams` would make a run beside it
-and describe the whole experiment with that one trial's names; the page believes the first
-description that it finds. Without any it puts together the names of all trials, and takes every
-scalar of their runs as a metric. TensorBoard is imported late, as the writer is.
+Both entries of that page go into the trial's own run. `SummaryWriter.add_hparams` would make a
+run beside it and describe the whole experiment with that one trial's names; the page believes
+the first description that it finds. Without any it puts together the names of all trials, and
+takes every scalar of their runs as a metric. TensorBoard is imported late, as the writer is.
 """
 
 import math
+import os
 import time
+from pathlib import Path
 from typing import Any
+
+
+def open_writer(folder: Path) -> Any:
+    """A SummaryWriter of a trial's folder."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from torch.utils.tensorboard import SummaryWriter  # takes a second
+
+    return SummaryWriter(str(folder))
+
+
+def add_numbers(writer: Any, result: dict[str, Any]) -> None:
+    """Write the finite numbers of a round."""
+    for name, value in result.items():
+        if isinstance(value, float) and math.isfinite(value):
+            writer.add_scalar(name, value, result["round"])
 
 
 def start(writer: Any, values: dict[str, Any]) -> None:

@@ -28,10 +28,13 @@ from ray.tune.schedulers import FIFOScheduler
 import paths
 from selfstudy.experiment import plan as plans
 from selfstudy.experiment import summary
+from selfstudy.experiment.failures import is_retryable, record_failure
 from selfstudy.experiment.interrupts import Interrupts
 from selfstudy.experiment.upkeep import Upkeep
 from selfstudy.storage import checkpoints
-from selfstudy.trial import CheckpointPolicy, Superseded, Trial, is_retryable, note_failure
+from selfstudy.storage.ownership import Superseded
+from selfstudy.storage.retention import CheckpointPolicy
+from selfstudy.trial import Trial
 from selfstudy.tune import search
 from util import files
 from util.progress import ProgressTable
@@ -123,7 +126,7 @@ class Worker(tune.Trainable):
         except Superseded:
             raise
         except Exception as error:
-            self._failed = note_failure(self._folder, error)
+            self._failed = record_failure(self._folder, error)
             if is_retryable(error):
                 raise
         return None
