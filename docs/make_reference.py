@@ -23,7 +23,8 @@ from selfstudy.data.transforms import Transform  # noqa: E402
 PAGE = ROOT / "docs" / "reference" / "gin-parameters.md"
 # Module -> chapter, in the order of the page; a new module gets a chapter of its own name.
 CHAPTERS = {
-    "selfstudy.trial": "Trial",
+    "selfstudy.job": "Trial",
+    "selfstudy.evaluate": "Evaluation",
     "selfstudy.train.session": "Session",
     "selfstudy.train.optim": "Optimizer and schedule",
     "selfstudy.datasets": "Data",

@@ -17,7 +17,7 @@ from util.errors import UserError, nearest
 
 T = TypeVar("T")
 PACKAGES = ("datasets", "tasks", "models", "methods")
-MODULES = ("train.session", "train.simulation", "trial")  # what is configurable besides
+MODULES = ("train.session", "train.simulation", "evaluate.frozen", "job")  # the jobs
 
 _known: dict[str, dict[str, type]] = defaultdict(dict)
 

@@ -33,7 +33,8 @@ TABLE = {
     "selfstudy/render/*.py": (3, "PIL trimesh paths selfstudy.registry util.*"),
     "selfstudy/data/*.py": (
         4,
-        "torch h5py paths selfstudy.distributed selfstudy.registry selfstudy.types util.*",
+        "torch h5py paths selfstudy.distributed selfstudy.job selfstudy.registry "
+        "selfstudy.types util.*",
     ),
     "selfstudy/models/*.py": (
         4,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import paths
 from selfstudy.data.prepare import Source, balanced_order, fill
+from selfstudy.job import DataUse
 from selfstudy.registry import configurable
 from selfstudy.types import DataInfo
 from util import hdf5
@@ -170,6 +171,10 @@ class BaseDataset:
             yield
         finally:
             BaseDataset.may_prepare = before
+
+    def use(self) -> DataUse:
+        """What a job says of the data that it reads."""
+        return DataUse(self.path, self.attributes.get("sha256"), self.info)
 
     @property
     def stem(self) -> str:

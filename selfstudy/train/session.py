@@ -121,8 +121,7 @@ class Session:
 
     def data(self) -> list[DataUse]:
         """The data file of its splits."""
-        data = self.loaders["train"].dataset
-        return [DataUse(data.path, data.attributes.get("sha256"), data.info)]
+        return [self.loaders["train"].dataset.use()]
 
     def notes(self) -> dict[str, Any]:
         """Which weights were loaded, where the model loads some."""
