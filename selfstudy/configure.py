@@ -202,7 +202,8 @@ def _statements(text: str, source: str, in_file: bool) -> Iterator[tuple[Any, st
         for statement in parser:
             yield statement, where(statement.location.line_num)
     except (UserError, SyntaxError, ValueError, RecursionError, tokenize.TokenError) as error:
-        line = parser.current_token.start[0] if parser else 1
+        token = parser.current_token if parser else None
+        line = token.start[0] if token else 1
         shown = f"{text}\n".split("\n")[line - 1]
         hint = error.text if isinstance(error, UserError) else _hint(shown, error)
         raise UserError(f"{where(line)}: {hint}") from None
@@ -376,8 +377,8 @@ def would_build(root: str = "session") -> dict[str, dict[str, Any]]:
             for mark in getattr(known[key][0], "__metadata__", ()):
                 if isinstance(mark, registry.Names) and item is not None:
                     todo += _configurables(registry.get(mark.kind, item))
-        target = gin_config._REGISTRY.get_match(selector).wrapper
-        todo += list(getattr(target, "uses", ()))
+        entry: Any = gin_config._REGISTRY.get_match(selector)
+        todo += list(getattr(entry.wrapper, "uses", ()))
     return found
 
 

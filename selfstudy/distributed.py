@@ -232,6 +232,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None:
             return
+        assert self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         keep = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, keep)
@@ -251,10 +252,11 @@ def synchronise(model: nn.Module) -> None:
     """Make batch norms see the minibatches of all processes, where there are several.
 
     Torch's change their class to `SyncBatchNorm` and stay what they are otherwise: weights,
-    types, modes, hooks. Others are told by an attribute that they have, `synchronised`.
+    types, modes, hooks. Norms of our own have an attribute `synchronised`, which is set.
     """
     if size() == 1:
         return
+    norm: Any
     for norm in model.modules():
         if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             norm.__class__, norm.process_group = SyncBatchNorm, None

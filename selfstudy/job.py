@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
+import torch
+
 from selfstudy import registry
 from selfstudy.registry import Names, configurable
 from selfstudy.types import DataInfo
@@ -130,7 +132,9 @@ class Job(Protocol):
 
 
 @configurable("trial")
-def job(job: Annotated[str, Names("job")] = "session", processes: int = 1) -> type[Job]:
+def job(
+    job: Annotated[str, Names("job")] = "session", processes: int = 1
+) -> Callable[[torch.device], Job]:
     """What a trial runs.
 
     Args:

@@ -15,7 +15,8 @@ import gin
 
 from util.errors import UserError, nearest
 
-T = TypeVar("T")
+Class = TypeVar("Class", bound=type)
+Configurable = TypeVar("Configurable", bound=Callable[..., Any])
 PACKAGES = ("datasets", "tasks", "models", "methods")
 MODULES = ("train.session", "train.simulation", "evaluate.frozen", "job")  # the jobs
 
@@ -32,14 +33,14 @@ class Names:
         return f"Names({self.kind!r})"
 
 
-def register(kind: str, name: str | None = None) -> Callable[[T], T]:
+def register(kind: str, name: str | None = None) -> Callable[[Class], Class]:
     """Class decorator that adds a class of `kind` under `name` (default: the class's own).
 
     Raises:
         ValueError: the name is taken by another class.
     """
 
-    def add(cls: T) -> T:
+    def add(cls: Class) -> Class:
         key = name or cls.__name__
         other = _known[kind].setdefault(key, cls)
         if other is not cls:
@@ -53,7 +54,9 @@ REQUIRED: Any = gin.REQUIRED  # the default of an argument that a configuration 
 config_scope = gin.config_scope  # `with config_scope('train'):` calls under that scope
 
 
-def configurable(name: str | None = None, denylist: Sequence[str] = ()) -> Callable[[T], T]:
+def configurable(
+    name: str | None = None, denylist: Sequence[str] = ()
+) -> Callable[[Configurable], Configurable]:
     """Decorator that lets gin files and `-p` bind the arguments of a class or function.
 
     Gin's own, with the type of what it decorates, which it keeps.
@@ -62,10 +65,11 @@ def configurable(name: str | None = None, denylist: Sequence[str] = ()) -> Calla
         name: what configurations call it; None is its own name.
         denylist: arguments that our code gives and nobody binds.
     """
-    return gin.configurable(name, denylist=list(denylist) or None)
+    decorator: Any = gin.configurable(name, denylist=list(denylist) or None)
+    return decorator
 
 
-def get(kind: str, name: str) -> type:
+def get(kind: str, name: str) -> Any:
     """The class of `kind` called `name`; a `UserError` names the nearest when there is none."""
     try:
         return _known[kind][name]

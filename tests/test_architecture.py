@@ -27,7 +27,7 @@ TABLE = {
         "gin paths selfstudy.registry selfstudy.values util.errors",
     ),
     "selfstudy/distributed.py": (2, "torch util.errors"),
-    "selfstudy/job.py": (2, "selfstudy.registry selfstudy.types"),
+    "selfstudy/job.py": (2, "torch selfstudy.registry selfstudy.types"),
     "selfstudy/losses/*.py": (3, "torch util.errors"),
     "selfstudy/storage/*.py": (3, "torch pyarrow paths util.*"),
     "selfstudy/render/*.py": (3, "PIL trimesh paths selfstudy.registry util.*"),

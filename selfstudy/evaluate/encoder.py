@@ -160,9 +160,11 @@ def data_info(found: Snapshot) -> DataInfo:
 
 def _from_card(data: Any, name: str) -> DataInfo:
     try:
-        fields = {item.name: data[item.name] for item in dataclasses.fields(DataInfo)}
-        numbers = {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
-        info = DataInfo(**fields | numbers)
+        fields: dict[str, Any] = {
+            item.name: data[item.name] for item in dataclasses.fields(DataInfo)
+        }
+        fields |= {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
+        info = DataInfo(**fields)
         sizes = (info.channels, info.input_res, *info.rows.values(), *info.targets.values())
         plain = all(isinstance(size, int) and size >= 0 for size in sizes)
         if not plain or not len(info.mean) == len(info.std) == info.channels:

@@ -97,7 +97,7 @@ def key(
     rows: np.ndarray,
     dtype: str,
 ) -> str:
-    """12 digits of everything that decides a table's content."""
+    """Cache key: the first 12 hex digits of a hash of all inputs."""
     about = data.path.stat()
     content = data.attributes.get("sha256") or (
         str(data.path),
@@ -106,7 +106,7 @@ def key(
     )
     weights = encoder.kind, encoder.snapshot.card["sha256"], encoder.snapshot.config
     weights += (encoder.info,)
-    rows_hash = hashlib.sha256(np.ascontiguousarray(rows, np.int64)).hexdigest()
+    rows_hash = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
     text = repr((SCHEMA, weights, content, data.split, rows_hash, layers, dtype))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -157,9 +157,8 @@ def _write(file: h5py.File, layer: str, at: int, total: int, values: np.ndarray)
     """Features [n, ...] of one layer at their place in the file."""
     if not np.isfinite(values).all():
         raise UserError(f"'{layer}' has values that are no {values.dtype}: try float32")
-    if layer not in file:
-        file.create_dataset(layer, (total, *values.shape[1:]), values.dtype)
-    file[layer][at : at + len(values)] = values
+    array = file.require_dataset(layer, (total, *values.shape[1:]), values.dtype)
+    array[at : at + len(values)] = values
 
 
 def pixels(

@@ -139,9 +139,11 @@ def _guesses(session: Any, split: str) -> Predictions:
     for batch, out in _looked_at(session, split):
         sure, predicted = out.logits["fc/class"].float().softmax(1).max(1)
         found.append((batch.idxs, batch.targets["class"], predicted, sure))
-    columns = [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
-    known = columns[1] >= 0  # images without a label tell nothing
-    return Predictions(*(column[known] for column in columns), split)
+    rows, truth, predicted, sure = (
+        torch.cat(parts).cpu() for parts in zip(*found, strict=True)
+    )
+    known = truth >= 0  # images without a label tell nothing
+    return Predictions(rows[known], truth[known], predicted[known], sure[known], split)
 
 
 def _told(session: Any, guesses: Predictions, folder: Path) -> Iterator[Path]:

@@ -5,6 +5,8 @@ algorithm 1), in the form of the contrastive family: the rate and its warm-up ar
 momentum buffer, so that a step taken at a high rate keeps its length when the rate falls.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,8 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         """One step; nothing waits for the device."""
-        self.state[STEPS] = steps = self.state.get(STEPS, 0) + 1
+        state = cast(dict[Any, Any], self.state)  # by parameter, and the count by its name
+        state[STEPS] = steps = state.get(STEPS, 0) + 1
         for group in self.param_groups:
             params = [item for item in group["params"] if item.grad is not None]
             if params:
@@ -62,8 +65,8 @@ class LARS(torch.optim.Optimizer):
         decay, rate = group["weight_decay"], group["lr"]
         if group["warmup_steps"]:
             rate = rate * min(1.0, steps / group["warmup_steps"])
-        grads = [item.grad for item in params]
-        updates = torch._foreach_add(grads, params, alpha=decay)
+        grads = [item.grad for item in params if item.grad is not None]
+        updates = list(torch._foreach_add(grads, params, alpha=decay))
         if group["adapt"]:
             torch._foreach_mul_(updates, local_rates(params, grads, group["eta"], decay))
         buffers = [self._buffer(item) for item in params]

@@ -19,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -103,7 +103,7 @@ class Workers:
             self._tell(rank, rank=rank, size=self.count, folder=str(self._folder),
                        kind=self.device.type, threads=threads)  # fmt: skip
         for child in self._children:
-            if not child.stdout.readline():  # they say when they are there
+            if not _pipe(child.stdout).readline():  # they say when they are there
                 raise self._why() or Failed("a process of the trial did not start")
         _join(0, self.count, self._folder, self.device)
         if self.device.type != "cpu":
@@ -119,7 +119,7 @@ class Workers:
 
     def _tell(self, rank: int, /, **order: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # it is dead; what they do next will fail
-            pipe = self._children[rank - 1].stdin
+            pipe = _pipe(self._children[rank - 1].stdin)
             pipe.write(json.dumps(order) + "\n")
             pipe.flush()
 
@@ -193,14 +193,14 @@ class Workers:
             if not whole:
                 child.kill()
             with contextlib.suppress(OSError):
-                child.stdin.write('{"do": "end"}\n')
-                child.stdin.flush()
+                _pipe(child.stdin).write('{"do": "end"}\n')
+                _pipe(child.stdin).flush()
         if dist.is_initialized():
             dist.destroy_process_group() if whole or self.device.type == "cpu" else _abort()
         for child in children:
             with contextlib.suppress(OSError):
-                child.stdin.close()
-            child.stdout.close()
+                _pipe(child.stdin).close()
+            _pipe(child.stdout).close()
             try:
                 child.wait(GRACE)
             except subprocess.TimeoutExpired:
@@ -208,6 +208,12 @@ class Workers:
                 child.wait()
         torch.set_num_threads(self._threads)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    """A stream of a child that was started with pipes."""
+    assert stream is not None
+    return stream
 
 
 def _child(log: Path) -> subprocess.Popen:
@@ -283,7 +289,7 @@ def serve() -> None:
 
 
 def _obey(orders: queue.SimpleQueue, device: torch.device) -> None:
-    built: Job | None = None
+    built: Any = None  # a Job, after the first order
     while (order := orders.get())["do"] != "end":
         match order["do"]:
             case "build":

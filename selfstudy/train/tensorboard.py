@@ -6,6 +6,7 @@ the first description that it finds. Without any it puts together the names of a
 takes every scalar of their runs as a metric. TensorBoard is imported late, as the writer is.
 """
 
+import importlib
 import math
 import os
 import time
@@ -36,15 +37,16 @@ def start(writer: Any, values: dict[str, Any]) -> None:
         values: gin name -> value. A number stays one; all else (lists, True, None) is shown as
             the text that a gin file would have.
     """
-    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+    from tensorboard.plugins.hparams import metadata
 
-    info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    messages = _messages("plugin_data_pb2")
+    info = messages.SessionStartInfo(start_time_secs=time.time())
     for name, value in values.items():
         if _is_number(value):
             info.hparams[name].number_value = value
         else:
             info.hparams[name].string_value = value if isinstance(value, str) else repr(value)
-    data = plugin_data_pb2.HParamsPluginData(session_start_info=info)
+    data = messages.HParamsPluginData(session_start_info=info)
     _write(writer, metadata.SESSION_START_INFO_TAG, data)
 
 
@@ -55,12 +57,18 @@ def end(writer: Any, failed: bool = False) -> None:
         writer: as for `start`.
         failed: whether it diverged.
     """
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+    from tensorboard.plugins.hparams import metadata
 
-    status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
-    info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-    data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+    messages, states = _messages("plugin_data_pb2"), _messages("api_pb2")
+    status = states.STATUS_FAILURE if failed else states.STATUS_SUCCESS
+    info = messages.SessionEndInfo(status=status, end_time_secs=time.time())
+    data = messages.HParamsPluginData(session_end_info=info)
     _write(writer, metadata.SESSION_END_INFO_TAG, data)
+
+
+def _messages(module: str) -> Any:
+    """Generated protocol messages, whose names no type checker sees."""
+    return importlib.import_module(f"tensorboard.plugins.hparams.{module}")
 
 
 def _is_number(value: Any) -> bool:
@@ -69,8 +77,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _write(writer: Any, tag: str, data: Any) -> None:
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import metadata
 
-    entry = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data))
-    writer.file_writer.add_summary(Summary(value=[entry]))
+    summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+    entry = summaries.Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data))
+    writer.file_writer.add_summary(summaries.Summary(value=[entry]))
