@@ -1,4 +1,4 @@
-"""What the processes of one trial say to each other; inner code never asks how many there are.
+"""Collectives of one trial's processes; other code never asks how many there are.
 
 Each process has a copy of the model and its share of every minibatch: rows lie in the order of
 the ranks. Without a process group, and inside `single_process`, there is one process, and
@@ -17,29 +17,29 @@ from torch.autograd.function import once_differentiable
 
 from util.errors import UserError
 
-_BUCKET = 2**24  # numbers that are averaged at a time: 64 MiB of float32
+_BUCKET = 2**24  # numbers per all-reduce: 64 MiB of float32
 
 _alone = False
 
 
 class Lost(RuntimeError):
-    """Another process has gone, or does not do what this one does."""
+    """A collective failed: another process is gone or out of step."""
 
 
 def size() -> int:
-    """How many processes train the model."""
+    """World size: how many processes train the model."""
     together = not _alone and dist.is_available() and dist.is_initialized()
     return dist.get_world_size() if together else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 
 @contextlib.contextmanager
 def single_process() -> Iterator[None]:
-    """A `with` block in which this process works by itself, as an evaluation does."""
+    """A `with` block with world size 1, in which nothing is exchanged (evaluation)."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -49,7 +49,7 @@ def single_process() -> Iterator[None]:
 
 
 def _call(function: Callable, *args: Any, **kwargs: Any) -> None:
-    """Do what all processes do together."""
+    """Run a collective; a failure becomes `Lost`."""
     try:
         function(*args, **kwargs)
     except RuntimeError as error:
@@ -57,22 +57,22 @@ def _call(function: Callable, *args: Any, **kwargs: Any) -> None:
 
 
 def share(count: int) -> slice:
-    """Which of `count` rows are this process's; a rest that cannot be divided is nobody's."""
+    """Slice of this process among `count` rows; the remainder is dropped."""
     rows = count // size()
     return slice(rank() * rows, (rank() + 1) * rows)
 
 
 def offset(rows: Tensor) -> int:
-    """The place of this process's `rows` among those of all."""
+    """Index of this process's first row among the rows of all."""
     return rank() * len(rows)
 
 
 def draw_share(draw: Callable[[int], Tensor], count: int) -> Tensor:
-    """Random rows of this process, out of what is drawn for the whole minibatch.
+    """The share of this process in random rows that all processes draw alike.
 
     Args:
-        draw: makes so many rows, from a generator that is in the same state in all processes
-            (torch's own is).
+        draw: draws that many rows, from a generator in the same state in all processes (as
+            torch's default one is).
         count: rows of this process.
     """
     rows = draw(count * size())
@@ -80,7 +80,7 @@ def draw_share(draw: Callable[[int], Tensor], count: int) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all; the gradient that all processes have for a row is added up."""
+    """All-gather of rows with gradients: backward all-reduces and takes the own slice."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -97,17 +97,16 @@ class _Gather(torch.autograd.Function):
 
 def _gathered(rows: Tensor) -> Tensor:
     rows = rows.detach().contiguous()
-    found = rows.new_empty(size() * len(rows), *rows.shape[1:])
-    _call(dist.all_gather, list(found.chunk(size())), rows)
-    return found
+    everyone = rows.new_empty(size() * len(rows), *rows.shape[1:])
+    _call(dist.all_gather, list(everyone.chunk(size())), rows)
+    return everyone
 
 
 def gather(rows: Tensor) -> Tensor:
     """The rows of all processes, [N, ...] of [B, ...] each, with gradients.
 
-    Backward adds up what the losses of all processes say of this process's rows. As the
-    gradients of the weights are averaged afterwards, they are those of the mean of the
-    processes' losses.
+    Backward sums the gradients of all processes' losses with respect to this process's rows.
+    Since gradients of weights are averaged afterwards, they are those of the mean loss.
     """
     return _Gather.apply(rows) if size() > 1 else rows
 
@@ -118,11 +117,11 @@ def gather_detached(rows: Tensor) -> Tensor:
 
 
 def all_to_all(rows: Tensor) -> Tensor:
-    """A minibatch mixed of equal parts of all processes' rows, without gradient.
+    """A minibatch of equal parts of all processes' rows, without gradient.
 
-    A second time undoes it. Batch norm so sees other images together than it otherwise does
-    (MoCo's shuffled keys, arXiv 1911.05722, section 3.3). As a minibatch is in random order
-    anyway, a fixed exchange shuffles as well as a drawn one, and each row travels once.
+    Applied twice it is the identity. It shuffles batch norm (MoCo, arXiv 1911.05722, section
+    3.3): minibatches are in random order anyway, so that a fixed exchange is as good as a
+    random permutation, and each row travels once.
 
     Raises:
         UserError: the processes do not divide the rows.
@@ -135,14 +134,14 @@ def all_to_all(rows: Tensor) -> Tensor:
             f"parts of {len(rows)} images each; make dataloader.batch_size a multiple of "
             f"{size() ** 2}"
         )
-    found = torch.empty_like(rows := rows.detach().contiguous())
-    _call(dist.all_to_all_single, found, rows)
-    return found
+    mixed = torch.empty_like(rows := rows.detach().contiguous())
+    _call(dist.all_to_all_single, mixed, rows)
+    return mixed
 
 
 @torch.no_grad()
 def all_reduce_mean_(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors, the same ones in all processes, by their means over the processes."""
+    """All-reduce tensors to their means over the processes, in place."""
     if size() == 1:
         return
     for bucket in _buckets(tensors):
@@ -165,7 +164,7 @@ def average_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one type in groups of about `_BUCKET` numbers."""
+    """Groups of tensors of one type, about `_BUCKET` numbers each."""
     bucket: list[Tensor] = []
     count = 0
     for item in tensors:
@@ -180,7 +179,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by those of process 0."""
+    """Broadcast tensors of rank 0, in place."""
     if size() == 1:
         return
     for item in tensors:
@@ -190,7 +189,7 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 
 def broadcast_object(value: Any) -> Any:
-    """The plain value (also with tensors on the CPU) that process 0 gives."""
+    """The object of rank 0: plain values and CPU tensors."""
     if size() == 1:
         return value
     held = [value]
@@ -199,16 +198,16 @@ def broadcast_object(value: Any) -> Any:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The plain values of all processes, tensors on the CPU included."""
+    """The objects of all processes, by rank: plain values and CPU tensors."""
     if size() == 1:
         return [value]
-    found: list[Any] = [None] * size()
-    _call(dist.all_gather_object, found, value)
-    return found
+    objects: list[Any] = [None] * size()
+    _call(dist.all_gather_object, objects, value)
+    return objects
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """Batch norm over the minibatches of all processes; torch's own knows no CPU."""
+    """Batch norm over the minibatches of all processes; torch's own has no CPU kernel."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, ...] to the same."""
@@ -240,19 +239,19 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 def pool_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the numbers of all processes, from those of this one's.
+    """Mean and biased variance over all processes, from those of this process, with gradients.
 
-    With gradients. Each process has as many numbers.
+    Each process has the same count of numbers.
     """
     means, variances = gather(torch.stack((mean, variance))[None]).unbind(1)
     return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
 def synchronise(model: nn.Module) -> None:
-    """Make batch norms see the minibatches of all processes, where there are several.
+    """Convert batch norms to synchronised ones, where there are several processes.
 
-    Torch's change their class to `SyncBatchNorm` and stay what they are otherwise: weights,
-    types, modes, hooks. Norms of our own have an attribute `synchronised`, which is set.
+    Torch's change their class to `SyncBatchNorm` in place and keep weights, types, modes and
+    hooks. Norms of our own have an attribute `synchronised`, which is set.
     """
     if size() == 1:
         return

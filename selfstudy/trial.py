@@ -1,4 +1,4 @@
-"""One trial: a configuration, its job, and what it leaves on disk."""
+"""One trial: a configuration, its job, and its folder on disk."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ class Trial:
         policy: when to stop and save.
         command: the command line that planned it, for the cards of its checkpoints.
         device: where to run; None takes the accelerator that this process may use.
-        stopping: asked now and then whether to save and stop.
+        stopping: polled; true asks the trial to save and stop.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Trial:
         tensorboard.start(self.events, self.overrides or self.values)
 
     def _continue(self) -> None:
-        """Load the newest checkpoint that verifies, and cut the results back to it."""
+        """Resume from the newest checkpoint that verifies; drop later result lines."""
         found = snapshot.newest(self.folder)
         rows = files.read_lines(self.folder / paths.RESULT)
         if rows and rows[-1].get("done"):
-            self.result = rows[-1]  # it has ended, whatever it has saved
+            self.result = rows[-1]  # the trial has ended, with or without a checkpoint
         elif found:
             self.workers.load(self.session, found.state())
             self._go_on_from(found.card["result"], rows)
@@ -93,13 +93,15 @@ class Trial:
         """Make `last` the newest of the result lines."""
         kept = [row for row in rows if row.get("round", 0) < last["round"]] + [last]
         self.seconds, self.result = last["total_s"], last
-        files.write_lines(self.folder / paths.RESULT, kept)  # without what a kill has torn
+        files.write_lines(
+            self.folder / paths.RESULT, kept
+        )  # without a line that a kill has cut
 
     def adopt(self, folder: Path) -> None:
         """Continue from another trial's checkpoint, under this trial's own configuration.
 
-        Population based training asks for it. It is saved at once; asked for the same again
-        after a restart, the trial goes on from what it has.
+        For population based training. The state is saved at once; adopting the same
+        checkpoint again after a restart does nothing.
 
         Args:
             folder: the checkpoint; when it is gone, the other trial's newest one.
@@ -125,8 +127,8 @@ class Trial:
     def step(self, report: Report = silent) -> dict[str, Any]:
         """One round; saves when that is due; returns the line of `result.json`.
 
-        A trial that has ended returns its last line again. One that was asked to stop saves
-        its last finished round and returns that line with `interrupted`.
+        A trial that has ended returns its last line again. When `stopping`, it saves its last
+        finished round and returns that line with `interrupted`.
 
         Raises:
             Exception: whatever fails in the job.
@@ -142,7 +144,7 @@ class Trial:
     def _step(self, report: Report) -> dict[str, Any]:
         start = time.monotonic()
         try:
-            if self.stopping():  # within a round it would leave the other processes behind
+            if self.stopping():  # before the other processes start the round
                 raise StopRequested
             result: dict[str, Any] = self.workers.round(
                 self.session, watched(report, self.stopping)
@@ -155,7 +157,7 @@ class Trial:
         result |= {"total_s": self.seconds, "time": time.time(), **devices.memory()}
         if "exploited" in self.result:
             result["exploited"] = self.result["exploited"]
-        if online_eval.collapsed(result):  # and in which round it was so first
+        if online_eval.collapsed(result):  # and the first round in which it was
             result["collapsed"] = self.result.get("collapsed", result["round"])
         if self.session.rounds_done == 1:
             result |= self.session.notes()
@@ -185,7 +187,7 @@ class Trial:
         tensorboard.add_numbers(self.events, result)
 
     def _diverge(self, result: dict[str, Any]) -> dict[str, Any]:
-        """End here; what is saved is the last round whose loss was finite."""
+        """End the trial; the last round with a finite loss is saved."""
         _saved(self.save_last, result)
         self._append(result | {"done": True, "diverged": True})
         self._prune()
@@ -193,7 +195,7 @@ class Trial:
         return self.result
 
     def save_last(self) -> None:
-        """Save the last finished round, unless it is on the disk."""
+        """Save the last finished round, unless it is saved already."""
         if self._kept:
             state, result = self._kept
             self._kept = None
@@ -231,7 +233,7 @@ class Trial:
         retention.prune(self.folder, self.policy, self.result)
 
     def close(self) -> None:
-        """Flush what is being written; a second time does nothing."""
+        """Close processes and files; idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -243,7 +245,7 @@ class Trial:
 
 
 def _saved(save: Callable[[], None], result: dict[str, Any]) -> bool:
-    """Save; a full disk ends nothing, `result` tells."""
+    """Run `save`; a failure does not end the trial, it is noted in `result`."""
     try:
         save()
     except OSError as error:
@@ -257,6 +259,6 @@ def _finite(value: float | None) -> bool:
 
 
 def reached(result: dict[str, Any], stop: dict[str, Any]) -> bool:
-    """Whether any of the `stop` values is reached (a flag is true, a number as large)."""
+    """Whether a flag of `stop` is true or a number has reached its limit."""
     return any(result.get(name) is not None and result[name] >= limit
                for name, limit in stop.items())  # fmt: skip

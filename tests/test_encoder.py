@@ -144,7 +144,7 @@ def test_bytes_are_normalised_as_in_the_training(digits, to_lab):
 def test_a_card_that_tells_the_data_needs_no_data_file(digits, tmp_path, monkeypatch):
     trained()
     monkeypatch.setattr(paths, "DATA_DIR", tmp_path / "empty")
-    with pytest.raises(UserError, match="one/rotate does not tell what its data are") as caught:
+    with pytest.raises(UserError, match="one/rotate has no data description") as caught:
         Encoder("one/rotate", "cpu")
     assert "prepare it by" in caught.value.text and not list(tmp_path.rglob("*.h5"))
     tell_data("one/rotate", dataclasses.asdict(digits.info))

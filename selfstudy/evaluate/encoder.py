@@ -1,4 +1,4 @@
-"""A snapshot's network, frozen: images to named features."""
+"""The frozen encoder of a snapshot: images to named features."""
 
 import dataclasses
 from typing import Any
@@ -20,15 +20,15 @@ BACKBONE, ENCODER = "backbone.", "encoder."
 class Encoder:
     """The encoder of a snapshot, built under the snapshot's own configuration.
 
-    Whatever is configured when it is made stays as it is. All of the encoder's tensors must
-    match; probes, projections, queues and teachers are left behind. It is in evaluation mode,
-    nothing of it learns, and it computes in float32 without a graph.
+    The active configuration is unchanged. All of the encoder's tensors must match; probes,
+    projectors, queues and teachers are not loaded. It is in evaluation mode, without
+    gradients, and computes in float32.
 
     Args:
         source: "EXP/name", or a snapshot that was opened.
         device: where it computes; None takes the accelerator that this process may use.
-        trained: with the snapshot's weights; otherwise as drawn with seed 0, which tells what
-            the network is worth without any training.
+        trained: load the snapshot's weights; otherwise random ones of seed 0, the baseline of
+            an untrained network.
 
     Attributes:
         snapshot: `Snapshot`.
@@ -51,7 +51,7 @@ class Encoder:
         self.snapshot = snapshot.resolve(source) if isinstance(source, str) else source
         self.kind = "trained" if trained else "untrained"
         self.device = torch.device(device or devices.best())
-        # Initial weights are drawn and thrown away: the caller's random numbers stay the same.
+        # Initial weights draw random numbers; the caller's generator is not to advance.
         with (
             configure.isolated(self.snapshot.config, f"{self.snapshot.name}/config.gin"),
             torch.random.fork_rng(devices=[]),
@@ -96,7 +96,7 @@ class Encoder:
 
 
 class Pixels:
-    """The images themselves in the place of features: what any network has to beat.
+    """The pixels as features, a baseline without a network.
 
     Args:
         source: a snapshot, for whose data they are normalised.
@@ -125,7 +125,7 @@ class Pixels:
 
 
 def _load(backbone: torch.nn.Module, weights: dict[str, Tensor], name: str) -> None:
-    """The snapshot's weights; all of the backbone's, and all of the snapshot's encoder's."""
+    """Load the snapshot's weights; every tensor of the encoder must match on both sides."""
     own = backbone.state_dict()
     state = {key.removeprefix(BACKBONE): item for key, item in weights.items()
              if key.startswith(BACKBONE)}  # fmt: skip
@@ -137,23 +137,23 @@ def _load(backbone: torch.nn.Module, weights: dict[str, Tensor], name: str) -> N
         raise UserError(f"{name}: {error.text}") from None
 
 
-def data_info(found: Snapshot) -> DataInfo:
-    """What the data are that a snapshot was trained on.
+def data_info(source: Snapshot) -> DataInfo:
+    """The `DataInfo` of the data that a snapshot was trained on.
 
-    Its card tells; for a card that does not, the data set of its configuration is opened,
-    which must be the active one. No data file is made.
+    From its card; for a card without it, the data set of its configuration is opened, which
+    must be the active one. No data file is made.
 
     Raises:
         UserError: a damaged card, or the data are not there.
     """
-    if "data" in found.card:
-        return _from_card(found.card["data"], found.name)
+    if "data" in source.card:
+        return _from_card(source.card["data"], source.name)
     try:
         with BaseDataset.preparing(False):
             return registry.get("dataset", configure.value("session", "dataset"))("train").info
     except NotPrepared as error:
         raise UserError(
-            f"{found.name} does not tell what its data are, and their file is missing "
+            f"{source.name} has no data description, and the data file is missing "
             f"({error.text}): prepare it by python misc/data.py prepare NAME"
         ) from None
 

@@ -1,8 +1,8 @@
-"""Tables of features: every row of a split through a frozen encoder, once.
+"""Feature cache: every row of a split through a frozen encoder, once.
 
-A table is an HDF5 file beside the snapshot (or elsewhere), mapped when it is read, so that
-neither writing nor reading needs memory for all of it. Its name ends in a key of everything
-that decides its content, so that it is found again or made anew, never mistaken.
+A table is an HDF5 file beside the snapshot (or elsewhere), memory mapped when it is read, so
+that neither writing nor reading needs memory for all of it. Its name ends in a hash of all
+inputs, so that a stale table is never read.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from util import hdf5
 from util.errors import UserError
 from util.fetch import progress
 
-SCHEMA = 1  # to be raised when the same key would mean another content
+SCHEMA = 1  # part of the cache key; raise it when tables change otherwise
 SETTLING = 5000
 BATCH, BATCH_PIXELS = 256, 2**22  # images together, at most, and their pixels
 
@@ -56,7 +56,7 @@ def table(
     folder: Path | None = None,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> Table:
-    """The features of a split, from the disk if they are there.
+    """The features of a split, from the cache if they are there.
 
     Args:
         encoder: the frozen network.
@@ -112,7 +112,7 @@ def key(
 
 
 def check(encoder: Encoder | Pixels, data: BaseDataset) -> None:
-    """Refuse images that were normalised in another way, which nothing can undo exactly."""
+    """Refuse stored images that were normalised differently, which cannot be undone exactly."""
     ours, theirs = encoder.info, data.info
     same = (ours.space, ours.mean, ours.std) == (theirs.space, theirs.mean, theirs.std)
     if theirs.stored != "uint8" and not same:
@@ -125,21 +125,21 @@ def check(encoder: Encoder | Pixels, data: BaseDataset) -> None:
 def _blocks(
     encoder: Encoder | Pixels, data: BaseDataset, layers: tuple[str, ...], rows: np.ndarray
 ) -> Iterator[dict[str, Tensor]]:
-    """Layer -> features of the next rows, of which there are `BATCH` or fewer."""
+    """Layer -> features, of up to `BATCH` rows at a time."""
     step = max(1, min(BATCH, BATCH_PIXELS // data.info.input_res**2))
     array = data.store.fields["images"]
     for start in range(0, len(rows), step):
         images = hdf5.read(data.path, array, rows[start : start + step])
-        found = encoder.from_bytes(images) if images.dtype == torch.uint8 else encoder(images)
-        if unknown := [name for name in layers if name not in found]:
-            raise UserError(f"no layer is called '{unknown[0]}' (known: {', '.join(found)})")
-        yield {name: found[name] for name in layers}
+        outputs = encoder.from_bytes(images) if images.dtype == torch.uint8 else encoder(images)
+        if unknown := [name for name in layers if name not in outputs]:
+            raise UserError(f"no layer is called '{unknown[0]}' (known: {', '.join(outputs)})")
+        yield {name: outputs[name] for name in layers}
 
 
 def settle(encoder: Encoder, data: BaseDataset) -> None:
-    """Give an untrained network's batch norm the statistics of up to `SETTLING` images.
+    """Set an untrained network's batch norm statistics from up to `SETTLING` images.
 
-    Training would have done so. Without it features are worse: a baseline too easy to beat.
+    Without it the features are worse, a baseline too easy to beat.
     """
     for module in encoder.backbone.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -168,17 +168,17 @@ def pixels(
 
     Args:
         maps: [N, D, h, w].
-        classes: [N, h, w] int64; positions of the class -100 are never drawn.
+        classes: [N, h, w] int64; positions of the class -100 are never chosen.
         images: [n] int64, which of the maps to draw from.
         count: of positions, as far as there are so many.
-        seed: of the draw.
+        seed: of the choice.
 
     Returns:
         Features [P, D] and classes [P].
     """
     shape = classes.shape[1:]
     known = (classes[images].flatten() != IGNORED).nonzero()[:, 0]
-    drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:count]
-    image, row, column = torch.unravel_index(known[drawn].sort().values, (len(images), *shape))
+    chosen = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:count]
+    image, row, column = torch.unravel_index(known[chosen].sort().values, (len(images), *shape))
     image = images[image]
     return maps[image, :, row, column], classes[image, row, column]

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, and which rows it may see."""
+"""Logistic regression on frozen features, and class-balanced label cuts."""
 
 import warnings
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from selfstudy.types import IGNORED
 from util import hdf5
 from util.errors import UserError
 
-NEVER = -1e4  # the constant of a class without examples: it is never predicted
-BLOCK = 10000  # rows together when a classifier is tried
+NEVER = -1e4  # the bias of a class without examples, so that it is never predicted
+BLOCK = 10000  # rows per block of a prediction
 
 
 def labels(data: BaseDataset, rows: np.ndarray) -> Tensor:
@@ -56,7 +56,7 @@ class Classifier:
     Attributes:
         weight: [K, D] float32.
         bias: [K] float32.
-        converged: the solver had come to its end.
+        converged: whether the solver converged.
     """
 
     weight: Tensor
@@ -71,8 +71,8 @@ class Classifier:
         """Share of rows [n, D] whose class [n] is right, in [0, 1]; NaN without any."""
         hits, counted = 0, 0
         for block, truth in zip(features.split(BLOCK), classes.split(BLOCK), strict=True):
-            found = (block.float() @ self.weight.T + self.bias).argmax(1)
-            hits += int((found == truth).sum())
+            predicted = (block.float() @ self.weight.T + self.bias).argmax(1)
+            hits += int((predicted == truth).sum())
             counted += int((truth != IGNORED).sum())
         return hits / counted if counted else float("nan")
 
@@ -80,12 +80,12 @@ class Classifier:
 def fit(features: Tensor, classes: Tensor, count: int, iterations: int = 500) -> Classifier:
     """Multinomial logistic regression: lbfgs, C = 1 (the penalty is half the squared weights).
 
-    As selfstudy's (CVPR 2020); no standardisation, the constants are not penalised.
+    As selfstudy's (CVPR 2020); no standardisation, biases are not penalised.
 
     Args:
         features: [n, D].
         classes: [n] int64 below `count`.
-        count: K, also of classes that do not occur.
+        count: K, the number of classes, including those without rows.
         iterations: at most.
 
     Raises:
@@ -101,10 +101,10 @@ def fit(features: Tensor, classes: Tensor, count: int, iterations: int = 500) ->
         warnings.simplefilter("always")
         model.fit(features.double().numpy(), classes.numpy())
     weight, bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # one plane between two classes, half of it to each
+    if len(model.classes_) == 2:  # binary: split the one plane between both classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    whole = torch.zeros(count, weight.shape[1]), torch.full((count,), NEVER)
-    whole[0][model.classes_] = torch.from_numpy(weight).float()
-    whole[1][model.classes_] = torch.from_numpy(bias).float()
+    weights, biases = torch.zeros(count, weight.shape[1]), torch.full((count,), NEVER)
+    weights[model.classes_] = torch.from_numpy(weight).float()
+    biases[model.classes_] = torch.from_numpy(bias).float()
     converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
-    return Classifier(*whole, converged)
+    return Classifier(weights, biases, converged)

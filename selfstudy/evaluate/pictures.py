@@ -1,7 +1,7 @@
-"""What a trial sees, draws and takes for what: contact sheets beside its results.
+"""Contact sheets of a trial: augmented views, worst predictions, dense outputs.
 
-From a snapshot its session is built again, under the snapshot's own configuration, and looks at
-few images. `selfstudy.analysis.report` shows what lies in a trial's `pictures/`.
+The session of a snapshot is rebuilt under the snapshot's own configuration and run on few
+images. `selfstudy.analysis.report` shows what lies in a trial's `pictures/`.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from util.errors import UserError
 
 FOLDER = "pictures"
 ACROSS = 8  # pictures in a row of a sheet
-WORST = 24  # errors that are shown
-MOST = 2000  # images of a split that are looked at
+WORST = 24  # errors in `worst.png`
+MOST = 2000  # images of a split, at most
 RES = 96  # pixels of a picture in a file, about
 PALETTE = np.array([  # of classes at pixels, the background first
     (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178),
@@ -37,7 +37,7 @@ PALETTE = np.array([  # of classes at pixels, the background first
 
 @dataclasses.dataclass
 class Predictions:
-    """What a model takes images for.
+    """A model's class predictions.
 
     Attributes:
         rows: [n] int64, rows of the data file.
@@ -57,9 +57,9 @@ class Predictions:
 def draw(source: str, folder: Path, device: torch.device | None = None) -> list[Path]:
     """Write the contact sheets of a snapshot.
 
-    `views.png`: images of the training as they are, and what the model sees of them below.
-    `worst.png`: the errors that the linear probe is surest of, as truth and guess. `dense.png`:
-    segments and depths, true and predicted. `reconstructions.png`: what a VAE makes of images.
+    `views.png`: training images as stored, and their augmented views below.
+    `worst.png`: the most confident errors of the linear probe, as truth and prediction.
+    `dense.png`: segments and depths, true and predicted. `reconstructions.png`: of a VAE.
     `predictions.csv`: row, truth, predicted, confidence, split.
 
     Args:
@@ -78,7 +78,7 @@ def draw(source: str, folder: Path, device: torch.device | None = None) -> list[
     with configure.isolated(found.config, f"{found.name}/config.gin"):
         session = job()(device or devices.best())
         if not isinstance(session, Session):
-            raise UserError(f"{source} is no session's: it has seen no pictures")
+            raise UserError(f"{source} is no session's: it has no pictures to show")
         snapshot.load_weights(session.model, found.weights(), lambda name: False)
         session.model.eval()
         return list(_sheets(session, folder / FOLDER))
@@ -90,17 +90,18 @@ def _sheets(session: Any, folder: Path) -> Iterator[Path]:
     yield _write(folder / "views.png", _views(session))
     if split not in session.loaders:
         return
-    batch, out = next(_looked_at(session, split))
+    batch, out = next(_outputs(session, split))
     if "drawn" in out.selfsup:
-        pairs = [seen(out.selfsup[name][:ACROSS], session.info) for name in ("truth", "drawn")]
+        pairs = [
+            displayable(out.selfsup[name][:ACROSS], session.info) for name in ("truth", "drawn")
+        ]
         yield _write(folder / "reconstructions.png", np.concatenate(pairs))
     if maps := _maps(batch, out):
-        images = seen(batch.views[0][:ACROSS], session.info)
+        images = displayable(batch.views[0][:ACROSS], session.info)
         enlarged = [_enlarge(image, images.shape[2]) for image in maps]
         yield _write(folder / "dense.png", np.concatenate([images, *enlarged]))
     if "fc/class" in out.logits and out.logits["fc/class"].ndim == 2:
-        guesses = _guesses(session, split)
-        yield from _told(session, guesses, folder)
+        yield from _write_predictions(session, _predictions(session, split), folder)
 
 
 def _views(session: Any) -> np.ndarray:
@@ -110,7 +111,7 @@ def _views(session: Any) -> np.ndarray:
     generator = torch.Generator(session.device).manual_seed(session.seed)
     batch = session.task.prepare(batch, generator)
     chosen = batch.idxs[:ACROSS].cpu()
-    views = [seen(view[:ACROSS], session.info) for view in batch.views]
+    views = [displayable(view[:ACROSS], session.info) for view in batch.views]
     return np.concatenate([_stored(session, chosen), *views])
 
 
@@ -121,11 +122,11 @@ def _stored(session: Any, rows: Tensor) -> np.ndarray:
     images = data.store.read(rows.numpy()[order])["images"][np.argsort(order)]
     if data.info.stored == "uint8":
         return images.permute(0, 2, 3, 1).numpy()
-    return seen(images, data.info)
+    return displayable(images, data.info)
 
 
-def _looked_at(session: Any, split: str) -> Iterator[tuple[Batch, Output]]:
-    """The minibatches of a split and what the model makes of them."""
+def _outputs(session: Any, split: str) -> Iterator[tuple[Batch, Output]]:
+    """The first minibatches of a split with the model's outputs."""
     loader = session.loaders[split]
     loader.set_round(session.seed, 0)
     generator = torch.Generator(session.device).manual_seed(session.seed)
@@ -134,34 +135,36 @@ def _looked_at(session: Any, split: str) -> Iterator[tuple[Batch, Output]]:
         yield batch, session.model(batch)
 
 
-def _guesses(session: Any, split: str) -> Predictions:
-    found = []
-    for batch, out in _looked_at(session, split):
+def _predictions(session: Any, split: str) -> Predictions:
+    columns = []
+    for batch, out in _outputs(session, split):
         sure, predicted = out.logits["fc/class"].float().softmax(1).max(1)
-        found.append((batch.idxs, batch.targets["class"], predicted, sure))
+        columns.append((batch.idxs, batch.targets["class"], predicted, sure))
     rows, truth, predicted, sure = (
-        torch.cat(parts).cpu() for parts in zip(*found, strict=True)
+        torch.cat(parts).cpu() for parts in zip(*columns, strict=True)
     )
     known = truth >= 0  # images without a label tell nothing
     return Predictions(rows[known], truth[known], predicted[known], sure[known], split)
 
 
-def _told(session: Any, guesses: Predictions, folder: Path) -> Iterator[Path]:
-    """The worst errors as a sheet, and all guesses as a table."""
-    wrong = (guesses.truth != guesses.predicted).nonzero()[:, 0]
-    worst = wrong[guesses.confidence[wrong].argsort(descending=True)][:WORST]
+def _write_predictions(session: Any, predictions: Predictions, folder: Path) -> Iterator[Path]:
+    """The most confident errors as a sheet, and all predictions as a CSV file."""
+    wrong = (predictions.truth != predictions.predicted).nonzero()[:, 0]
+    worst = wrong[predictions.confidence[wrong].argsort(descending=True)][:WORST]
     names = session.loaders["train"].dataset.classes
 
     def name(label: Tensor) -> str:
         return names[int(label)] if names else str(int(label))
 
     if len(worst):
-        titles = [f"{name(guesses.truth[i])}\u2192{name(guesses.predicted[i])}" for i in worst]
-        yield _write(folder / "worst.png", _stored(session, guesses.rows[worst]), titles)
+        titles = [
+            f"{name(predictions.truth[i])}\u2192{name(predictions.predicted[i])}" for i in worst
+        ]
+        yield _write(folder / "worst.png", _stored(session, predictions.rows[worst]), titles)
     lines = ["row,truth,predicted,confidence,split"]
-    columns = guesses.rows, guesses.truth, guesses.predicted, guesses.confidence
+    columns = predictions.rows, predictions.truth, predictions.predicted, predictions.confidence
     for row, truth, predicted, sure in zip(*(c.tolist() for c in columns), strict=True):
-        lines.append(f"{row},{truth},{predicted},{sure:.4f},{guesses.split}")
+        lines.append(f"{row},{truth},{predicted},{sure:.4f},{predictions.split}")
     path = folder / "predictions.csv"
     files.write_text(path, "\n".join(lines) + "\n")
     yield path
@@ -169,16 +172,16 @@ def _told(session: Any, guesses: Predictions, folder: Path) -> Iterator[Path]:
 
 def _maps(batch: Batch, out: Output) -> list[np.ndarray]:
     """Rows of pictures [n, h, w, 3]: true and predicted segments, true and predicted depths."""
-    found = []
+    rows = []
     if (logits := out.logits.get("fc/segment")) is not None and logits.ndim == 4:
         for classes in (batch.targets["segment"], logits.argmax(1)):
-            found.append(PALETTE[classes[:ACROSS].cpu().numpy() % len(PALETTE)])
+            rows.append(PALETTE[classes[:ACROSS].cpu().numpy() % len(PALETTE)])
     if (depth := out.logits.get("fc/depth")) is not None and depth.ndim == 4:
         truth = batch.targets["depth"][:ACROSS].float().cpu().numpy()
         guess = ORIGIN + depth[:ACROSS, 0].float().cpu().numpy() / PER_METRE
         top = max(float(truth.max()), 1e-6)
-        found += [_grey(truth / top), _grey(guess / top)]
-    return found
+        rows += [_grey(truth / top), _grey(guess / top)]
+    return rows
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
@@ -192,7 +195,7 @@ def _enlarge(images: np.ndarray, res: int) -> np.ndarray:
     return images[:, at[0]][:, :, at[1]]
 
 
-def seen(views: Tensor, info: DataInfo) -> np.ndarray:
+def displayable(views: Tensor, info: DataInfo) -> np.ndarray:
     """Normalised images [n, 3, H, W] as RGB bytes [n, H, W, 3]."""
     std, mean = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
                  for values in (info.std, info.mean))  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-STEPS = "steps"  # key in `state` that belongs to no parameter; saved with the rest
+STEPS = "steps"  # key in `state` of the step count, which is saved with the buffers
 
 
 class LARS(torch.optim.Optimizer):
@@ -52,7 +52,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step; nothing waits for the device."""
+        """One optimizer step, without a host synchronisation."""
         state = cast(dict[Any, Any], self.state)  # by parameter, and the count by its name
         state[STEPS] = steps = state.get(STEPS, 0) + 1
         for group in self.param_groups:
@@ -61,7 +61,7 @@ class LARS(torch.optim.Optimizer):
                 self._step(params, group, steps)
 
     def _step(self, params: list[Tensor], group: dict, steps: int) -> None:
-        """Update the parameters of one group; all of them in one call each time."""
+        """Update the parameters of one group with multi-tensor kernels."""
         decay, rate = group["weight_decay"], group["lr"]
         if group["warmup_steps"]:
             rate = rate * min(1.0, steps / group["warmup_steps"])

@@ -48,7 +48,7 @@ def optimizer_arguments(values: dict[str, Any]) -> tuple[type, dict[str, Any]]:
 NORM = "norm"  # in `optimizer.exclude`: every parameter of a normalisation layer
 
 
-def _left_out(model: nn.Module, exclude: list[str]) -> set[int]:
+def _excluded(model: nn.Module, exclude: list[str]) -> set[int]:
     """The ids of the parameters of `model` that `exclude` names, see `optimizer`."""
     chosen = {id(item) for name, item in model.named_parameters()
               if any(entry in name for entry in exclude)}  # fmt: skip
@@ -60,7 +60,7 @@ def _left_out(model: nn.Module, exclude: list[str]) -> set[int]:
 
 
 def _check_exclude(model: nn.Module, exclude: list[str]) -> None:
-    """Refuse an entry that changes nothing, since a run would not show it."""
+    """Raise on an entry of `exclude` that matches no parameter."""
     names = [name for name, _ in model.named_parameters()]
     for entry in exclude:
         if entry != NORM and not any(entry in name for name in names):
@@ -73,7 +73,7 @@ def _check_exclude(model: nn.Module, exclude: list[str]) -> None:
 def _groups(
     params: nn.Module | list[nn.Parameter], cls: type, exclude: list[str] | None
 ) -> list[dict[str, Any]]:
-    """What `cls` is to optimise: one group, or two where some parameters are left out."""
+    """Parameter groups for `cls`: all, and the excluded ones with their own settings."""
     if not isinstance(params, nn.Module):
         if exclude:
             raise ValueError("a list of parameters has no names; give the module")
@@ -82,9 +82,9 @@ def _groups(
     _check_exclude(params, exclude or [])
     if exclude is None:
         exclude = ["bias", NORM] if cls is LARS else []
-    out = _left_out(params, exclude)
-    first = [item for item in trained if id(item) not in out]
-    second = [item for item in trained if id(item) in out]
+    excluded = _excluded(params, exclude)
+    first = [item for item in trained if id(item) not in excluded]
+    second = [item for item in trained if id(item) in excluded]
     settings = {key: item for key, item in (("weight_decay", 0.0), ("adapt", False))
                 if key in inspect.signature(cls).parameters}  # fmt: skip
     groups = [{"params": first}, {"params": second} | settings]
@@ -108,7 +108,7 @@ def optimizer(
     Args:
         params: a module, of which everything that requires a gradient is optimised, or a list.
         optim_fn: its class, such as 'Adam'.
-        lr: base rate; the default schedule carries the rate itself and leaves this at 1.
+        lr: base learning rate; the default schedule gives the rate itself and leaves this at 1.
         weight_decay: L2 penalty, or decoupled decay where the class does that.
         momentum: as torch defines it; None leaves torch's default.
         betas: the same.
@@ -132,13 +132,13 @@ def optimizer(
     return cls(groups, **({"fused": True} if fits else {}), **given)
 
 
-# Without momentum: with it torch 2.14 fails where a parameter's gradient first comes later, as
-# that of frozen prototypes does.
+# Only without momentum: with it torch 2.14 fails on a parameter whose gradient is None in the
+# first step (frozen prototypes).
 _FUSED = {"SGD", "Adam", "AdamW", "Adagrad"}
 
 
 class Schedule:
-    """The rate of an optimizer over a run of `rounds` rounds.
+    """Learning-rate schedule of a run of `rounds` rounds.
 
     Either the piecewise-linear table, set before each step from the progress in rounds, or
     a scheduler of torch, stepped once a round.
@@ -154,20 +154,20 @@ class Schedule:
         self.metric = metric
 
     def before_step(self, progress: float) -> None:
-        """Set the rate at `progress` rounds."""
+        """Set the learning rate after `progress` rounds (fractional)."""
         if self.table is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.table(progress)
 
     def after_round(self, metrics: dict[str, float]) -> None:
-        """Step torch's scheduler, with the metric where it asks for one."""
+        """Step torch's scheduler; ReduceLROnPlateau gets its metric."""
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(metrics[self.metric])
         elif self.scheduler is not None:
             self.scheduler.step()
 
     def check_metric(self, known: list[str]) -> None:
-        """Refuse a metric that no round will have, where the scheduler asks for one."""
+        """Raise if ReduceLROnPlateau watches a metric that rounds do not have."""
         wants = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if wants and self.metric not in known:
             raise UserError(f"scheduler.metric = '{self.metric}'{nearest(self.metric, known)}")

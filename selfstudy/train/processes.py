@@ -1,8 +1,8 @@
-"""The processes of one trial: started, told what to do, and not outlived.
+"""The processes of one trial (data parallel): started, ordered and ended by the first.
 
-The trial's own process is number 0: it alone writes to the disk. The others are children that
-build the same job from the same configuration and do as they are told, a line each on their
-standard input. When that is closed they end, however their parent has ended.
+The trial's own process is rank 0 and alone writes to the disk. The others are children that
+build the same job from the same configuration and take orders, one JSON line each, on standard
+input. They end when it is closed, so that none outlives its parent.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from selfstudy.job import Job, Report, job
 from util import files
 from util.errors import UserError, cause, printable
 
-GRACE = 5.0  # seconds that a process has to end
+GRACE = 5.0  # seconds until a process that does not end is killed
 
 # Signals to the whole group are for process 0, which saves and then ends the others; these
 # must not hear them while they start, either.
@@ -45,15 +45,15 @@ processes.serve()
 
 
 class Killed(OSError):
-    """A process of a trial was killed: a second try may end otherwise."""
+    """A process of a trial was killed by a signal, so that a retry may succeed."""
 
 
 class Failed(RuntimeError):
-    """A process of a trial has failed by itself."""
+    """A process of a trial raised an error of its own."""
 
 
 class Workers:
-    """The processes of a trial, of which this one is the first; with one there is no other.
+    """The processes of a trial; this one is rank 0, and with `count` 1 the only one.
 
     Args:
         count: how many processes.
@@ -103,7 +103,7 @@ class Workers:
             self._tell(rank, rank=rank, size=self.count, folder=str(self._folder),
                        kind=self.device.type, threads=threads)  # fmt: skip
         for child in self._children:
-            if not _pipe(child.stdout).readline():  # they say when they are there
+            if not _pipe(child.stdout).readline():  # a child prints a line when it is ready
                 raise self._why() or Failed("a process of the trial did not start")
         _join(0, self.count, self._folder, self.device)
         if self.device.type != "cpu":
@@ -111,14 +111,16 @@ class Workers:
                 threading.Thread(target=self._watch, args=(child,), daemon=True).start()
 
     def _watch(self, child: subprocess.Popen) -> None:
-        """On a GPU nothing else notices that another process is gone."""
+        """Abort collectives when a child dies: on a GPU nothing else notices."""
         child.wait()
         if not self._broken and self._children:
             self._broken = True
             _abort()
 
     def _tell(self, rank: int, /, **order: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it is dead; what they do next will fail
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # it is dead, and the next collective will fail
             pipe = _pipe(self._children[rank - 1].stdin)
             pipe.write(json.dumps(order) + "\n")
             pipe.flush()
@@ -128,7 +130,7 @@ class Workers:
             self._tell(rank, **order)
 
     def build(self, spec: configure.Spec, overrides: dict[str, Any]) -> None:
-        """Let the others build the job that this process builds from the same configuration."""
+        """Order the children to build the job of this configuration, as this process does."""
         self._tell_all(do="build", gin=spec.gin, params=spec.params,
                        overrides=files.plain(overrides))  # fmt: skip
 
@@ -150,8 +152,8 @@ class Workers:
 
         Raises:
             Killed: another process was.
-            Failed: another process has failed; its traceback is told.
-            Exception: whatever this one raises. Then the others are gone.
+            Failed: another process failed; the message has its traceback.
+            Exception: whatever this one raises, after the others were ended.
         """
         self._tell_all(do="round")
         return self._together(lambda: job.round(report))
@@ -172,19 +174,19 @@ class Workers:
             raise (why or error) from (error if why else None)
 
     def _why(self) -> Exception | None:
-        """What has ended another process, if one has ended by itself."""
+        """The error of the child that failed first, if one ended by itself."""
         found: list[Exception] = []
         for rank, child in enumerate(self._children, 1):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = child.wait(GRACE)
                 found.append(_reason(f"process {rank + 1} of {self.count}", code,
                                      self._folder / f"{rank}.txt"))  # fmt: skip
-        # Who was left by the one that failed says no more than that.
+        # A child that only lost its peer does not know the cause.
         told = [error for error in found if f": {distributed.Lost.__name__}:" not in str(error)]
         return next(iter(sorted(told, key=lambda error: isinstance(error, Failed))), None)
 
     def close(self) -> None:
-        """End the other processes; a second time does nothing."""
+        """End the children; idempotent."""
         children, self._children = self._children, []
         if not children:
             return
@@ -217,7 +219,7 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 
 
 def _child(log: Path) -> subprocess.Popen:
-    """A process that will `serve`; what it says of errors goes to `log`."""
+    """Start a process that runs `serve`, with standard error in the file `log`."""
     where = {"SELFSTUDY_DATA": str(paths.DATA_DIR), "SELFSTUDY_EXP": str(paths.EXP_DIR)}
     with open(log, "w") as file:
         return subprocess.Popen(
@@ -261,7 +263,7 @@ def _loopback() -> str:
 
 
 def _abort() -> None:
-    """Free this process from waiting for others on a GPU."""
+    """Abort pending collectives of this process on a GPU."""
     with contextlib.suppress(Exception):
         dist.distributed_c10d._abort_process_group()
 
@@ -305,7 +307,7 @@ def _obey(orders: queue.SimpleQueue, device: torch.device) -> None:
 
 
 def _listen(orders: queue.SimpleQueue) -> None:
-    """Pass the parent's lines on; without a parent there is nothing to do but to tidy up."""
+    """Queue the parent's orders; when the parent is gone, remove the folder and exit."""
     folder = None
     for line in sys.stdin:
         order = json.loads(line)
@@ -317,7 +319,7 @@ def _listen(orders: queue.SimpleQueue) -> None:
 
 
 def check(parts: dict[str, dict[str, Any]]) -> None:
-    """Refuse before the start what several processes could not share.
+    """Check settings of data parallelism before the start.
 
     Args:
         parts: what `configure.would_build` has found.

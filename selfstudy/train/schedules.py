@@ -6,7 +6,7 @@ import numpy as np
 def piecewise_linear(
     rounds: float, milestones: list[float], targets: list[float], exp_factor: float = 0.0
 ) -> float:
-    """The rate after `rounds` (fractional) rounds: straight lines through `targets`.
+    """Learning rate after `rounds` (fractional) rounds: linear interpolation of `targets`.
 
     The targets are reached at 0 and at each milestone. In the last segment the line is
     multiplied by a factor that falls from 1 to 1e-7, to the power `exp_factor`.
@@ -15,7 +15,7 @@ def piecewise_linear(
         rounds: progress in rounds.
         milestones: rounds, increasing.
         targets: rates, one more than milestones.
-        exp_factor: 0 leaves the last segment straight; larger falls sooner.
+        exp_factor: 0 keeps the last segment linear; a larger exponent decays sooner.
     """
     rate = float(np.interp(rounds, [0.0, *milestones], targets))
     start = milestones[-2] if len(milestones) > 1 else 0.0

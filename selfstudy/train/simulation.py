@@ -1,4 +1,4 @@
-"""A run whose accuracy is a formula: tries a search, a cluster or a restart in seconds.
+"""A job whose accuracy is a formula: tests searches, clusters and restarts in seconds.
 
 It takes a session's place (`trial.job = 'simulation'`), needs no data, and its numbers depend
 on its configuration and the round alone, so that an interrupted search can be compared with an
@@ -28,19 +28,19 @@ class Simulation:
     training) goes on from where it is.
 
     Args:
-        device: taken and not used.
+        device: not used.
         rounds: length of the run.
         x: as a learning rate would be searched, positive.
         y: as a momentum would be, 0 to 1.
-        rate: share of the rest that a round covers, 0 to 1.
+        rate: share of the remaining distance to the limit that a round covers, 0 to 1.
         seconds: how long a round takes.
-        steps: minibatches that a round pretends to have.
-        size: numbers in its state, to make checkpoints as large as a model's.
+        steps: simulated minibatches of a round.
+        size: numbers in its state, for checkpoints as large as a model's.
         fault: what goes wrong before `fault_round` ends: 'nan' gives infinite losses, 'error'
             raises, 'kill' ends the process. Only a run that began in this process has it: one
             that was continued from a checkpoint goes on.
         fault_round: in which round.
-        seed: of nothing; repeats of a configuration differ in it.
+        seed: not used; repeats of a configuration differ in it.
 
     Raises:
         UserError: a value out of its range.
