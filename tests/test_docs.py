@@ -81,6 +81,18 @@ def test_links_lead_to_files(path):
     assert missing == []
 
 
+def test_the_map_of_the_house_has_every_package_and_module_of_the_root():
+    rows = re.findall(r"^\| (`[^|]+`) \|", text("explanation/design.md"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(?:selfstudy/)?([\w/.]+)`", row)}
+    root = ROOT / "selfstudy"
+    packages = {f"{path.parent.name}/" for path in root.glob("*/__init__.py")}
+    modules = {path.name for path in root.glob("*.py")} - {"__init__.py"}
+    assert packages | modules <= named
+    gone = {name for name in named if name.endswith((".py", "/"))
+            and not any((base / name).exists() for base in (ROOT, root))}  # fmt: skip
+    assert gone == set()
+
+
 def test_the_index_lists_every_page():
     listed = {ROOT / "docs" / link for link in re.findall(r"\]\(([^)#]+)", text("README.md"))}
     assert listed == set(DOCS) - {ROOT / "docs" / "README.md"}
