@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+import paths
+from selfstudy import extra
 from selfstudy import run as driver
 from selfstudy import study as stages
 from selfstudy.configure import INCLUDE, Spec, text_of
@@ -39,9 +41,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add = flags.add_argument
     add("-e", "--exp_id", help="name of the experiment, a folder below exp/ (default: made up)")
-    add("-r", "--ray_config", help="file below config/ray (default: single_run)")
+    add("-r", "--ray_config", type=extra.ray_name,
+        help="file below config/ray (default: single_run)")  # fmt: skip
     many = {"nargs": "+", "action": "extend", "default": []}
-    add("-g", "--gin_config", **many, metavar="FILE",
+    add("-g", "--gin_config", **many, metavar="FILE", type=extra.gin_name,
         help=f"files below config/gin, later ones win (default: {DEFAULT_GIN[0]})")  # fmt: skip
     add("-p", "--gin_param", **many, metavar="'NAME = VALUE'",
         help="gin bindings, which win over files")  # fmt: skip
@@ -60,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 def ray_config(args: argparse.Namespace) -> str:
     """The ray config that the flags name, or the one without them."""
-    return (args.ray_config or "single_run").removesuffix(".py")
+    return args.ray_config or "single_run"
 
 
 def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
@@ -96,10 +99,10 @@ def _fetch(exp_id: str | None) -> None:
 
 def _stored(args: argparse.Namespace) -> Plan:
     plan = Plan.stored(args.exp_id)
-    ray_config = args.ray_config and args.ray_config.removesuffix(".py")
+    stored_gin = tuple(map(extra.gin_name, plan.spec.gin))
     for flag, came, was in (
-        ("-r", ray_config, plan.ray),
-        ("-g", tuple(args.gin_config), plan.spec.gin),
+        ("-r", args.ray_config, plan.ray),
+        ("-g", tuple(args.gin_config), stored_gin),
         ("-p", tuple(args.gin_param), plan.spec.params),
     ):
         if came and came != was:
@@ -144,6 +147,11 @@ def study(args: argparse.Namespace, name: str) -> int:
 @reports_errors
 def main() -> int:
     """Run the command line; returns the exit code."""
+    if not paths.CONFIG_DIR.is_dir():  # a plain `pip install .`: it is no package
+        raise UserError(
+            f"{paths.CONFIG_DIR} is missing: selfstudy runs from its checkout; "
+            "there type: pip install -e ."
+        )
     args = parser().parse_args()
     if args.local_mode and args.address:
         raise UserError("-l runs without Ray and -a on a cluster: leave one of them out")

@@ -1,7 +1,8 @@
 """The only place that spells a folder or a file name.
 
 All paths are absolute, because a Ray worker's working folder is not the user's.
-`SELFSTUDY_DATA` and `SELFSTUDY_EXP` move the data and the experiments elsewhere.
+`SELFSTUDY_DATA` and `SELFSTUDY_EXP` move the data and the experiments elsewhere;
+`SELFSTUDY_EXTRA` names folders whose code and configurations are used beside ours.
 """
 
 import os
@@ -13,10 +14,19 @@ GIN_DIR = CONFIG_DIR / "gin"
 RAY_DIR = CONFIG_DIR / "ray"
 DATA_DIR = Path(os.environ.get("SELFSTUDY_DATA") or ROOT / "data").absolute()
 EXP_DIR = Path(os.environ.get("SELFSTUDY_EXP") or ROOT / "exp").absolute()
+# Used by `selfstudy.extra`; a folder that is named twice counts once.
+EXTRA_DIRS = tuple(
+    dict.fromkeys(
+        Path(folder).expanduser().absolute()
+        for folder in os.environ.get("SELFSTUDY_EXTRA", "").split(os.pathsep)
+        if folder
+    )
+)
 
 # An experiment's own files.
 PLAN = "plan.json"
 ENVIRONMENT = "environment.json"
+PATCH = "changes{}.patch"  # code that is in no commit; {} is '-1', ... of an extra folder
 STUDY = "study.json"  # of several experiments, which lie below it
 JOURNAL = "journal.jsonl"  # what happened, a line each
 # A trial's files.
@@ -29,6 +39,15 @@ WRITER = ".writer"  # which process may write to the folder
 CHECKPOINT = "checkpoint_"
 SNAPSHOT = "snapshot"
 CARD = "card.json"
+
+
+def exported() -> dict[str, str]:
+    """Environment variables by which another process sees the same folders."""
+    return {
+        "SELFSTUDY_DATA": str(DATA_DIR),
+        "SELFSTUDY_EXP": str(EXP_DIR),
+        "SELFSTUDY_EXTRA": os.pathsep.join(map(str, EXTRA_DIRS)),
+    }
 
 
 def under(root: Path, relative: str) -> Path:

@@ -13,7 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from selfstudy import configure, registry  # noqa: E402
+from selfstudy import configure, extra, registry  # noqa: E402
 from selfstudy.types import DataInfo  # noqa: E402
 from util.errors import reports_errors  # noqa: E402
 
@@ -57,7 +57,8 @@ def build(spec: configure.Spec, info: DataInfo) -> nn.Module:
 def main() -> None:
     """Print the table of the command line's configuration, for 10 classes of 32x32 RGB."""
     parser = argparse.ArgumentParser(description="Count the parameters of a configured model.")
-    parser.add_argument("-g", "--gin_config", nargs="+", action="extend", default=[])
+    parser.add_argument("-g", "--gin_config", nargs="+", action="extend", default=[],
+                        type=extra.gin_name)  # fmt: skip
     parser.add_argument("-p", "--gin_param", nargs="+", action="extend", default=[])
     args = parser.parse_args()
     spec = configure.Spec(gin=tuple(args.gin_config), params=tuple(args.gin_param))

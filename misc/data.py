@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from selfstudy import configure, registry  # noqa: E402
+from selfstudy import configure, extra, registry  # noqa: E402
 from selfstudy.data.augment import augment  # noqa: E402
 from selfstudy.data.dataset import SPLITS, BaseDataset  # noqa: E402
 from selfstudy.evaluate.pictures import seen  # noqa: E402
@@ -38,7 +38,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Prepare, look at and verify a data set.")
     parser.add_argument("action", choices=("prepare", "show", "verify"))
     parser.add_argument("name", help="such as digits, fashion, cifar or SynDataset")
-    parser.add_argument("-g", "--gin_config", nargs="+", action="extend", default=[])
+    parser.add_argument("-g", "--gin_config", nargs="+", action="extend", default=[],
+                        type=extra.gin_name)  # fmt: skip
     parser.add_argument("-p", "--gin_param", nargs="+", action="extend", default=[])
     parser.add_argument("-o", "--output", help="the picture that 'show' writes (NAME.png)")
     return parser.parse_args()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 # A file of the user's folder that is named like one of our modules must not win.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from selfstudy import extra  # noqa: E402
 from util.environment import cpus  # noqa: E402
 from util.errors import UserError, reports_errors  # noqa: E402
 
@@ -37,7 +38,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("variant", metavar="NAME", help="a variant, such as 0010 or TCVL-multi, or a new name")
     many = {"nargs": "+", "action": "extend", "default": []}
-    add("-g", "--gin_config", **many,
+    add("-g", "--gin_config", **many, type=extra.gin_name,
         help="default: render/single, render/multi if NAME ends so")  # fmt: skip
     add("-p", "--gin_param", **many, metavar="'NAME = VALUE'", help="as in 'render.seed = 1'")
     add("--images", type=int, help="in all (12000; multi: 3000)")

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from selfstudy import configure, registry  # noqa: E402
+from selfstudy import configure, extra, registry  # noqa: E402
 from selfstudy.data.dataset import SPLITS, BaseDataset  # noqa: E402
 from selfstudy.evaluate import features, logistic  # noqa: E402
 from selfstudy.evaluate.encoder import Encoder, Pixels  # noqa: E402
@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("-e", "--exp_id", required=True,
         help="EXP/name of a snapshot or trial, or EXP for all of its snapshots")  # fmt: skip
-    add("-g", "--gin_config", nargs="+", action="extend", default=[],
+    add("-g", "--gin_config", nargs="+", action="extend", default=[], type=extra.gin_name,
         help="files below config/gin that say which data; later ones win")  # fmt: skip
     add("-p", "--gin_param", nargs="+", action="extend", default=[],
         help="gin bindings for the data, which win over files")  # fmt: skip

@@ -3,7 +3,8 @@
 Gin alone checks no types, runs any import, and answers a misspelt name without a hint. Here
 each statement is read by gin's own parser, checked against what is registered (name,
 argument, type), and only then bound. Files are data: imports, dynamic registration and
-`@references()` are refused, and `include` stays inside `config/gin`.
+`@references()` are refused, and `include` stays inside `config/gin` and the `gin/` of extra
+folders (`selfstudy.extra`).
 
 Precedence, applied once by `load`: `-g` files in order, then `-p`, then a search's values.
 """
@@ -22,8 +23,7 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-import paths
-from selfstudy import registry, values
+from selfstudy import extra, registry, values
 from util.errors import UserError, nearest
 
 RETIRED = {
@@ -47,7 +47,7 @@ INCLUDE = "include"  # in a search's values: further files, such as a method's
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is to be run: names of files under `config/gin` and `-p` bindings."""
+    """What is to be run: names of gin files and `-p` bindings."""
 
     gin: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
@@ -145,26 +145,23 @@ def isolated(text: str, source: str, spec: Spec | None = None) -> Iterator[None]
 
 
 def _parse_file(name: str, chain: tuple[str, ...], where: str) -> None:
-    """Parse `config/gin/<name>.gin`; `include` names are relative to the same folder."""
+    """Parse the file called `name`; what it includes is found like a file of `-g`."""
     name = name.removesuffix(".gin")
+    shown = extra.label("gin", name)
     if name in chain:
-        raise UserError(f"{where}: config/gin/{name}.gin includes itself")
+        raise UserError(f"{where}: {shown} includes itself")
     try:
-        path = paths.under(paths.GIN_DIR, name + ".gin")
-        text = path.read_text(encoding="utf-8")
+        text = extra.find("gin", name).read_text(encoding="utf-8")
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     except OSError:
-        raise UserError(
-            f"{where}: no config/gin/{name}.gin{nearest(name, gin_files())}"
-        ) from None
-    _parse(text, f"config/gin/{name}.gin", (*chain, name))
+        raise UserError(f"{where}: no {shown}{nearest(name, gin_files())}") from None
+    _parse(text, shown, (*chain, name))
 
 
 def gin_files() -> list[str]:
-    """The names that `-g` knows: files under `config/gin` that are not fragments."""
-    found = (path.relative_to(paths.GIN_DIR) for path in paths.GIN_DIR.rglob("*.gin"))
-    return sorted(str(path.with_suffix("")) for path in found if path.parts[0] != "base")
+    """The names that `-g` knows: gin files that are not fragments."""
+    return [name for name in extra.names("gin") if not name.startswith("base/")]
 
 
 def _parse_param(text: str) -> None:

@@ -3,6 +3,7 @@
 `session.task = 'RotateTask'` and `Wrapper.model_choice = 'rotate'` resolve here, so that a
 misspelt name is answered with the nearest known one. A file in `datasets/`, `tasks/`,
 `models/` or `methods/` registers its classes by decorating them; nothing else is to be edited.
+So does a file of a folder that SELFSTUDY_EXTRA names, see `selfstudy.extra`.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import gin
 
+from selfstudy import extra
 from util.errors import UserError, nearest
 
 Class = TypeVar("Class", bound=type)
@@ -64,9 +66,21 @@ def configurable(
     Args:
         name: what configurations call it; None is its own name.
         denylist: arguments that our code gives and nobody binds.
+
+    Raises:
+        ValueError: another module has a configurable of this name; gin itself would take both,
+            and find neither.
     """
     decorator: Any = gin.configurable(name, denylist=list(denylist) or None)
-    return decorator
+
+    def add(target: Configurable) -> Configurable:
+        key, module = name or target.__name__, target.__module__
+        for selector in gin.config._REGISTRY.matching_selectors(key):
+            if selector != f"{module}.{key}":
+                raise ValueError(f"'{key}' is already the configurable {selector}")
+        return decorator(target)
+
+    return add
 
 
 def get(kind: str, name: str) -> Any:
@@ -83,10 +97,15 @@ def names(kind: str) -> list[str]:
 
 
 def discover() -> None:
-    """Import every file of the packages that may register something, in the order of names."""
+    """Import every file that may register something: ours by name, then those of extra folders.
+
+    Raises:
+        UserError: an extra folder is missing, or one of its files fails.
+    """
     for package in PACKAGES:
         found = importlib.import_module(f"selfstudy.{package}")
         for module in sorted(info.name for info in pkgutil.iter_modules(found.__path__)):
             importlib.import_module(f"selfstudy.{package}.{module}")
     for module in MODULES:
         importlib.import_module(f"selfstudy.{module}")
+    extra.load()

@@ -136,8 +136,8 @@ def stored(exp_id: str, accept_changes: bool = False) -> Study:
         raise UserError(f"{path} is damaged: {error}") from None
     if rayconfig.digest(ray) != digest and not accept_changes:
         raise UserError(
-            f"config/ray/{ray}.py has changed since '{exp_id}' was planned: restore it, or add "
-            f"-r {ray} to go on with the file as it is"
+            f"{rayconfig.label(ray)} has changed since '{exp_id}' was planned: restore it, or "
+            f"add -r {ray} to go on with the file as it is"
         )
     study = make(exp_id, ray, settings, params)
     return dataclasses.replace(study, command=command)
@@ -184,8 +184,8 @@ def _require_made(study: Study, plan: Plan, promised: set[str]) -> None:
     for row in plan.rows:
         name = row.overrides.get(PRETRAINED)
         if name and name.startswith(f"{study.exp_id}/") and name not in promised:
-            raise UserError(f"config/ray/{study.ray}.py: no earlier stage makes the snapshot "
-                            f"'{name}'{nearest(name, promised)}")  # fmt: skip
+            raise UserError(f"{rayconfig.label(study.ray)}: no earlier stage makes the "
+                            f"snapshot '{name}'{nearest(name, promised)}")  # fmt: skip
 
 
 def show(study: Study, found: list[Preflight], how: driver.RunOptions) -> None:

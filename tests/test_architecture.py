@@ -21,10 +21,10 @@ TABLE = {
     "util/color.py": (1, "torch util.errors"),
     "util/hdf5.py": (1, "torch h5py filelock util.*"),
     "util/*.py": (1, "paths rich util.*"),
-    "selfstudy/registry.py": (2, "gin util.errors"),
+    "selfstudy/registry.py selfstudy/extra.py": (2, "gin paths selfstudy.extra util.errors"),
     "selfstudy/values.py selfstudy/configure.py": (
         2,
-        "gin paths selfstudy.registry selfstudy.values util.errors",
+        "gin paths selfstudy.extra selfstudy.registry selfstudy.values util.errors",
     ),
     "selfstudy/distributed.py": (2, "torch util.errors"),
     "selfstudy/job.py": (2, "torch selfstudy.registry selfstudy.types"),
@@ -79,8 +79,8 @@ TABLE = {
     "selfstudy/experiment/*.py": (
         8,
         "torch filelock paths selfstudy.configure selfstudy.data.* selfstudy.devices "
-        "selfstudy.job selfstudy.registry selfstudy.storage.* selfstudy.train.* "
-        "selfstudy.trial selfstudy.tune.* selfstudy.values util.*",
+        "selfstudy.extra selfstudy.job selfstudy.registry selfstudy.storage.* "
+        "selfstudy.train.* selfstudy.trial selfstudy.tune.* selfstudy.values util.*",
     ),
     "selfstudy/tune/*.py": (
         8,
@@ -97,7 +97,7 @@ TABLE = {
         "selfstudy.devices selfstudy.experiment.* selfstudy.storage.* selfstudy.tune.* util.*",
     ),
     "selfstudy/study.py": (11, "paths selfstudy.* util.*"),
-    "main.py": (12, "selfstudy.* util.*"),
+    "main.py": (12, "paths selfstudy.* util.*"),
     "misc/*.py": (12, "torch PIL paths selfstudy.* util.*"),
     "selfstudy/__init__.py": (0, ""),
 }

@@ -102,7 +102,7 @@ class Plan:
         return (self.folder / paths.PLAN).exists()
 
     def write(self, data: dict[str, Any] | None = None, devices: Sequence[str] = ()) -> None:
-        """Write `plan.json` and `environment.json` into the experiment's folder.
+        """Write `plan.json`, `environment.json` and what code differs from its commit.
 
         Args:
             data: data file -> SHA-256 of its content.
@@ -113,9 +113,23 @@ class Plan:
             "machine": environment.machine() | {"devices": list(devices)},
             "data": data or {},
             "command": self.command,
+            "code": [self._keep(number, one) for number, one in enumerate(environment.code())],
         }
         files.write_json(self.folder / paths.ENVIRONMENT, made_with)
         self.write_plan()
+
+    def _keep(self, number: int, changes: environment.Changes) -> dict[str, Any]:
+        """Write the patch of a folder's changes; returns what `environment.json` says of it."""
+        name = paths.PATCH.format(f"-{number}" if number else "")
+        if patch := changes.patch():
+            files.write_bytes(self.folder / name, patch)
+        return {
+            "folder": str(changes.folder),
+            "commit": changes.commit,
+            "sha256": changes.digest,
+            "changed": changes.hashes,
+            "patch": name if patch else None,
+        }
 
     def write_plan(self) -> None:
         """Write `plan.json`; the trials that a search has added stay in the journal."""
@@ -193,7 +207,7 @@ class Plan:
             return self.exp_args | {"config": {}}
         if rayconfig.digest(self.ray) != self.digest and not accept_changes:
             raise UserError(
-                f"config/ray/{self.ray}.py has changed since '{self.exp_id}' was planned: "
+                f"{rayconfig.label(self.ray)} has changed since '{self.exp_id}' was planned: "
                 f"restore it, or add -r {self.ray} to go on with the file as it is"
             )
         live = rayconfig.exp_args(self.ray, self.settings)
@@ -205,6 +219,8 @@ class Plan:
             return
         for name in (paths.PLAN, paths.ENVIRONMENT, paths.JOURNAL):
             (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.glob(paths.PATCH.format("*")):
+            path.unlink()
 
     def manifest(self) -> Manifest:
         """What the folder says now."""

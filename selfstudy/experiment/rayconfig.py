@@ -1,8 +1,8 @@
 """Ray configs: how many trials, what varies, how they are judged, and what each may use.
 
-A file below `config/ray/` defines `exp_args`; `--set` changes its entries. Schedulers, search
-algorithms and search spaces may be objects of Ray, which no text can store: a plan that needs
-them runs its file again when it is resumed.
+A file below `config/ray/`, or the `ray/` of an extra folder, defines `exp_args`; `--set`
+changes its entries. Schedulers, search algorithms and search spaces may be objects of Ray,
+which no text can store: a plan that needs them runs its file again when it is resumed.
 """
 
 import ast
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import paths
+from selfstudy import extra
 from selfstudy.tune import env as rayenv  # noqa: F401  (ray configs import Ray)
 from util.errors import UserError, nearest
 
@@ -92,12 +92,16 @@ def is_drawn(config: dict[str, Any]) -> bool:
 
 
 def ray_file(name: str) -> Path:
-    """The path of `config/ray/<name>.py`, or a `UserError` with the nearest known name."""
-    known = sorted(str(path.relative_to(paths.RAY_DIR).with_suffix(""))
-                   for path in paths.RAY_DIR.rglob("*.py"))  # fmt: skip
+    """The path of the ray config `name`, or a `UserError` with the nearest known name."""
+    known = extra.names("ray")
     if name.removesuffix(".py") not in known:
         raise UserError(f"no ray config is called '{name}'{nearest(name, known)}")
-    return paths.under(paths.RAY_DIR, name.removesuffix(".py") + ".py")
+    return extra.find("ray", name.removesuffix(".py"))
+
+
+def label(name: str) -> str:
+    """How messages name the file of a ray config."""
+    return extra.label("ray", name.removesuffix(".py"))
 
 
 def _contents(name: str) -> dict[str, Any]:
@@ -106,19 +110,17 @@ def _contents(name: str) -> dict[str, Any]:
     try:
         return runpy.run_path(str(path))
     except ImportError as error:
-        raise UserError(
-            f"config/ray/{name}.py: {error}; pip install {error.name or name}"
-        ) from None
+        raise UserError(f"{label(name)}: {error}; pip install {error.name or name}") from None
     except Exception as error:  # a user's file may fail in any way; it is still one line
-        raise UserError(f"config/ray/{name}.py: {type(error).__name__}: {error}") from None
+        raise UserError(f"{label(name)}: {type(error).__name__}: {error}") from None
 
 
 def exp_args(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """`exp_args` of `config/ray/<name>.py`, checked, with defaults and `--set` filled in."""
+    """`exp_args` of the ray config `name`, checked, with defaults and `--set` filled in."""
     contents = _contents(name)
     if "exp_args" not in contents:
-        raise UserError(f"config/ray/{name}.py defines no exp_args")
-    return _completed(contents["exp_args"], settings, f"config/ray/{name}.py")
+        raise UserError(f"{label(name)} defines no exp_args")
+    return _completed(contents["exp_args"], settings, label(name))
 
 
 def _completed(given: dict[str, Any], settings: Sequence[str], where: str) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class Stage:
 
 
 def is_study(name: str) -> bool:
-    """Whether `config/ray/<name>.py` defines a `study` instead of `exp_args`."""
+    """Whether the ray config `name` defines a `study` instead of `exp_args`."""
     return "study" in _contents(name)
 
 
@@ -167,11 +169,11 @@ def study(
     `gin`, `params` and `move` as `Stage` has them.
 
     Args:
-        name: of the file below config/ray.
+        name: of the ray config.
         exp_id: the study's experiment, below which snapshots will lie.
         settings: texts of `--set`: `preset=NAME`, or `KEY=VALUE` of a preset's keys.
     """
-    contents, where = _contents(name), f"config/ray/{name}.py"
+    contents, where = _contents(name), label(name)
     chosen = _settings(contents.get("presets", {}), settings, where)
     try:
         given = contents["study"](exp_id, **{k: v for k, v in chosen.items() if k != "preset"})

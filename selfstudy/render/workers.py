@@ -74,7 +74,7 @@ class _Worker:
             f"import sys; sys.path[:] = {sys.path!r}; from selfstudy.render import workers; "
             f"workers.serve({theirs.fileno()})"
         )
-        environment = dict.fromkeys(THREADS, "1") | {"SELFSTUDY_DATA": str(paths.DATA_DIR)}
+        environment = dict.fromkeys(THREADS, "1") | paths.exported()
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code], stdin=subprocess.DEVNULL, process_group=0,

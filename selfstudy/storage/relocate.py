@@ -40,7 +40,8 @@ FIELD = re.compile(r"cfg\[([A-Za-z_][A-Za-z0-9_./]*)\]")
 SPEC = re.compile(r"[<>^]?\+?\d{0,2}(\.\d{1,2})?[eEfgd]?")
 COMPONENT = re.compile(r"[A-Za-z0-9_=+][A-Za-z0-9._=+-]{0,199}")
 NAME_BYTES = 100
-_RESERVED = {*FILES, paths.PLAN, paths.ENVIRONMENT, paths.PARAMS, paths.RESULT}
+_RESERVED = {*FILES, paths.PLAN, paths.ENVIRONMENT, paths.PATCH.format(""), paths.PARAMS,
+             paths.RESULT}  # fmt: skip
 
 Move = tuple[Path, Path]
 

@@ -220,10 +220,9 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 
 def _child(log: Path) -> subprocess.Popen:
     """Start a process that runs `serve`, with standard error in the file `log`."""
-    where = {"SELFSTUDY_DATA": str(paths.DATA_DIR), "SELFSTUDY_EXP": str(paths.EXP_DIR)}
     with open(log, "w") as file:
         return subprocess.Popen(
-            [sys.executable, "-c", _BOOT], env=os.environ | where, text=True,
+            [sys.executable, "-c", _BOOT], env=os.environ | paths.exported(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
         )  # fmt: skip
 

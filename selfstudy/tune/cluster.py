@@ -1,5 +1,6 @@
 """A Ray of our own, or a running cluster: joined with a token, and looked over first."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -21,14 +22,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import paths
 from selfstudy.experiment.interrupts import Interrupted
+from util import environment
 from util.environment import cpus
 from util.errors import UserError, cause
 
 RETRIES = 3  # of a task whose node dies
 TOKEN = Path("~/.ray/auth_token").expanduser()
-FORWARDED = (
-    "SELFSTUDY_DATA", "SELFSTUDY_EXP", "SELFSTUDY_MIRROR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-)  # fmt: skip
+FORWARDED = ("SELFSTUDY_MIRROR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def check_address(address: str) -> None:
@@ -89,14 +89,14 @@ def start(address: str | None, quiet: bool, folder: Path | None) -> tuple[float,
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.CRITICAL}
     if address:
-        forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
-        options |= {"address": address, "runtime_env": {"env_vars": forwarded}}
+        options |= {"address": address, "runtime_env": {"env_vars": _forwarded()}}
     else:
         options |= {"address": "local", "num_cpus": cpus(), "include_dashboard": False}
     if mended := keep_token():
         print(mended, file=sys.stderr)
     try:
-        ray.init(**options)
+        with _environment(paths.exported()):  # which the workers of a Ray of our own inherit
+            ray.init(**options)
     except SystemExit:  # of the handler that Ray has for SIGTERM while it starts
         raise Interrupted(143) from None
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
@@ -106,8 +106,36 @@ def start(address: str | None, quiet: bool, folder: Path | None) -> tuple[float,
     if address:
         _check_authentication(address)
         _check_shared([folder, paths.DATA_DIR] if folder else [])
+        _check_extra()
     have = ray.cluster_resources()
     return have.get("CPU", 0.0), have.get("GPU", 0.0)
+
+
+def _forwarded() -> dict[str, str]:
+    """The environment variables that the workers of a running cluster get.
+
+    Folders that are not named here are the cluster's own, apart from the extra folders: other
+    ones than here would be other code.
+    """
+    names = ("SELFSTUDY_DATA", "SELFSTUDY_EXP")
+    theirs = {key for key in names if key not in os.environ}
+    ours = {key: value for key, value in paths.exported().items() if key not in theirs}
+    return ours | {key: os.environ[key] for key in FORWARDED if key in os.environ}
+
+
+@contextlib.contextmanager
+def _environment(given: dict[str, str]) -> Iterator[None]:
+    """Environment variables that are set inside a `with` block."""
+    before = {key: os.environ.get(key) for key in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 def _mode() -> str | None:
@@ -168,6 +196,30 @@ def _check_shared(folders: list[Path]) -> None:
             ) from None
         finally:
             mark.unlink(missing_ok=True)
+
+
+def _extra() -> dict[str, str]:
+    """Extra folder -> hash of the code in it, as this node has them."""
+    return {str(folder): environment.of_extra(folder).digest for folder in paths.EXTRA_DIRS}
+
+
+def _check_extra() -> None:
+    """Refuse a cluster whose nodes do not all have the same code in the extra folders.
+
+    Raises:
+        UserError: which node has another one.
+    """
+    ours = _extra()
+    look = ray.remote(num_cpus=0)(_extra)
+    for node in ray.nodes() if ours else ():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            theirs = ray.get(look.options(scheduling_strategy=there).remote(), timeout=60)
+            if other := [folder for folder in ours if theirs.get(folder) != ours[folder]]:
+                raise UserError(
+                    f"node {node['NodeManagerAddress']} has other code in {other[0]} "
+                    "(SELFSTUDY_EXTRA): put the folder on a shared file system, or copy it"
+                )
 
 
 def spread(
