@@ -92,7 +92,8 @@ def _name(kind: str, text: str) -> str:
     """
     end = ENDINGS[kind]
     name, places = text.removesuffix(end), _places(kind)
-    if not os.path.isabs(name) and any((place / (name + end)).is_file() for place in places):
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if inside and any((place / (name + end)).is_file() for place in places):
         return name
     for start in (Path.cwd(), paths.ROOT):
         path = Path(os.path.abspath(start / (name + end)))
