@@ -61,6 +61,19 @@ bashcompinit
 
 # Only what bash, and zsh as a bash, understand alike.
 BODY = r"""
+# The names of gin files or ray configs below a folder, one a line.
+_selfstudy_below() {
+    local name
+    find "$1" -type f \( -name '*.gin' -o -name '*.py' \) 2>/dev/null |
+        while IFS= read -r name; do
+            name=${name#"$1/"}
+            case $name in
+            base/*) ;;
+            *) printf '%s\n' "${name%.*}" ;;
+            esac
+        done
+}
+
 # The names of a kind, one a line: of files and folders below the project's folder $2.
 _selfstudy_names() {
     local top name found
@@ -74,15 +87,13 @@ _selfstudy_names() {
         sed -n 's/^| dataset | //p' "$2/docs/reference/gin-parameters.md" 2>/dev/null |
             tr -cs 'A-Za-z0-9_' '\n' ;;
     gin | ray)
-        top=$2/config/$1
-        find "$top" -type f \( -name '*.gin' -o -name '*.py' \) 2>/dev/null |
-            while IFS= read -r name; do
-                name=${name#"$top/"}
-                case $name in
-                base/*) ;;
-                *) printf '%s\n' "${name%.*}" ;;
-                esac
-            done ;;
+        _selfstudy_below "$2/config/$1"
+        found=${SELFSTUDY_EXTRA:-}:
+        while [ -n "$found" ]; do
+            top=${found%%:*}
+            found=${found#*:}
+            [ -z "$top" ] || _selfstudy_below "$top/$1"
+        done ;;
     exp | trial)
         top=${SELFSTUDY_EXP:-$2/exp}
         name=""

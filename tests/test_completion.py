@@ -60,10 +60,11 @@ def complete(request, scripts, tmp_path):
         (tools / tool).symlink_to(shutil.which(tool))
     env = {"PATH": str(tools), "SELFSTUDY_EXP": str(experiments), "HOME": str(tmp_path)}
 
-    def ask_shell(*words: str, cwd: Path = ROOT) -> list[str]:
+    def ask_shell(*words: str, cwd: Path = ROOT, **more: str) -> list[str]:
         quiet = ["-f"] if request.param == "zsh" else ["--norc"]
         command = [shell, *quiet, str(ask), str(scripts / request.param), "python", *words]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd,
+                              env=env | more)  # fmt: skip
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         found = done.stdout.splitlines()
         assert len(set(found)) == len(found)
@@ -103,6 +104,19 @@ def test_ray_configs_one_only(complete):
     assert set(complete("main.py", "-r", "")) >= known
     assert complete("main.py", "-r", "grid_s") == ["grid_search"]
     assert "--resume" in complete("main.py", "-r", "grid_search", "")
+
+
+def test_files_of_extra_folders(complete, tmp_path):
+    for name in ("one/gin/mine/run.gin", "one/gin/base/part.gin", "one/ray/sweep.py",
+                 "two/gin/$(touch pwned).gin", "two/gin/mine/more.gin", "two/mine.py",
+                 "gin/none.gin"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    given = {"SELFSTUDY_EXTRA": f"{tmp_path}/one::{tmp_path}/missing:{tmp_path}/two"}
+    assert set(complete("main.py", "-g", "", **given)) == LEAVES | {"mine/run", "mine/more"}
+    assert complete("main.py", "-r", "swe", **given) == ["sweep"]
+    relative = complete(f"{ROOT}/main.py", "-g", "mi", cwd=tmp_path, SELFSTUDY_EXTRA="one")
+    assert relative == ["mine/run"]
 
 
 def test_experiments_and_trials(complete):

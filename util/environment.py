@@ -70,13 +70,17 @@ class Changes:
                 for name in sorted({*self.edited, *self.new})}  # fmt: skip
 
     def patch(self) -> bytes:
-        """What `git apply` in the folder, at the commit, makes the files of; text in UTF-8.
+        """What `git apply` at the top of a checkout of the commit makes the files of.
 
-        New files come after edited ones, in the order of names; what would make it larger than
-        MOST_PATCH is left out, as are new files that are no text.
+        Without a commit it makes them in any folder. New files come after edited ones, in the
+        order of names; what would make it larger than MOST_PATCH is left out, as are new files
+        that are no text.
         """
         parts = [self._edits()] if self.edited else []
-        parts += [_addition(name, self.folder / name) for name in self.new]
+        # Where the folder is only a part of what git knows, its place in there comes first.
+        words = ("rev-parse", "--show-prefix")
+        prefix = os.fsdecode(_git(self.folder, *words).strip()) if self.commit else ""
+        parts += [_addition(prefix + name, self.folder / name) for name in self.new]
         kept, size = [], 0
         for part in parts:
             if size + len(part) <= MOST_PATCH:
@@ -85,7 +89,7 @@ class Changes:
         return b"".join(kept)
 
     def _edits(self) -> bytes:
-        form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--relative",
+        form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative",
                 "--src-prefix=a/", "--dst-prefix=b/")  # fmt: skip
         named = [f":(literal){name}" for name in self.edited]
         return _git(self.folder, "diff", *form, "HEAD", "--", *named)
