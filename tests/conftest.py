@@ -18,6 +18,10 @@ import paths
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# A developer's own folders are not what is tested.
+paths.EXTRA_DIRS = ()
+os.environ.pop("SELFSTUDY_EXTRA", None)
+
 # Runs in a command's process and writes down what it had imported when it ended.
 SITE = """
 import atexit, os, sys

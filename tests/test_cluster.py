@@ -97,8 +97,13 @@ def nodes():
 
 
 def test_a_node_that_dies_takes_no_result_along(nodes):
+    """Nor does it matter that a gin file of the trials lies outside the checkout."""
+    mine = nodes.folder / "mine"
+    (mine / "gin").mkdir(parents=True)
+    (mine / "gin" / "mine.gin").write_text("include 'simulation/search'\n")
     nodes.start("second")
-    process = nodes.main("-e", "lost", *STUDY, "simulation.seconds = 0.5")
+    process = nodes.main("-e", "lost", *STUDY, "simulation.seconds = 0.5", "-g", "mine",
+                         SELFSTUDY_EXTRA=str(mine))  # fmt: skip
     results = nodes.experiments / "lost"
 
     def at_work():
@@ -111,6 +116,7 @@ def test_a_node_that_dies_takes_no_result_along(nodes):
     assert process.returncode == 0, err
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "EXP_DIR", nodes.experiments)
+        patch.setattr(paths, "EXTRA_DIRS", (mine,))
         plan = Plan.stored("lost")
         assert problems(plan) == [] and set(plan.statuses().values()) == {"done"}
         retried = [event["name"] for event in plan.manifest().events

@@ -21,6 +21,7 @@ from selfstudy.experiment import rayconfig
 from selfstudy.tune import cluster
 from util.errors import UserError
 
+EVALUATION = ROOT / "docs" / "how-to" / "add-an-evaluation.md"
 PART = """
 from selfstudy.registry import configurable, register
 @register("encoder")
@@ -236,7 +237,7 @@ def test_workers_of_a_running_cluster_get_absolute_folders(folder, monkeypatch):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch, shared_data):
-    """A folder with the three pages' method, data set and encoder; the data lie in `data/`."""
+    """A folder with the pages' job, method, data set and encoder; the data lie in `data/`."""
     place, data = tmp_path / "mine", tmp_path / "data"
     (place / "ray").mkdir(parents=True)
     for page, module, gin_file in (
@@ -249,6 +250,10 @@ def mine(tmp_path, monkeypatch, shared_data):
         path = place / "gin" / f"{gin_file}.gin"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(blocks(text, "gin")[0])
+    text = blocks(EVALUATION.read_text(encoding="utf-8"), "python")[0]
+    for old, new in (('"evaluate"', '"mine"'), ("FrozenAccuracy", "MyAccuracy")):
+        text = text.replace(old, new)
+    (place / "my_job.py").write_text(text)
     shutil.copytree(shared_data, data)
     (data / "tiles").mkdir()
     images = np.random.RandomState(0).randint(0, 256, (100, 3, 16, 16)).astype(np.uint8)
@@ -298,11 +303,19 @@ def test_everything_of_an_extra_folder_works_with_ray_and_without(mine, tmp_path
         assert len(rows) == 2 and rows == numbers(tmp_path / "exp" / "local" / name)
     kept = json.loads((tmp_path / "exp" / "ray" / "environment.json").read_text())["code"][1]
     assert kept["folder"] == str(mine) and "ray/mine.py" in kept["changed"]
-    code, out, err = run(sys.executable, script, "-l", "-e", "two", "-g", "tiles/r9/classify",
-                         *TINY[:7], "trial.processes = 2", cwd=tmp_path)  # fmt: skip
-    assert code == 0, err
-    (trial,) = (tmp_path / "exp" / "two").glob("e_*")
-    assert len(numbers(trial)) == 2 and list((tmp_path / "data" / "tiles").glob("*.h5"))
+
+
+@pytest.mark.slow
+def test_processes_of_a_trial_and_a_job_see_the_extra_folder(mine, tmp_path):
+    scores = ["-p", "trial.job = 'mine'", "mine.snapshot = 'two'", "mine.labels = [10]",
+              "mine.dataset = 'TilesDataset'"]  # fmt: skip
+    for name, flags in (("two", [*TINY, "trial.processes = 2"]), ("scores", scores)):
+        words = ["-l", "-e", name, "-g", "tiles/r9/classify", *flags]
+        code, _, err = run(sys.executable, str(ROOT / "main.py"), *words, cwd=tmp_path)
+        assert code == 0, err
+    (trained,) = (tmp_path / "exp" / "two").glob("e_*")
+    (scored,) = (tmp_path / "exp" / "scores").glob("e_*")
+    assert len(numbers(trained)) == 2 and numbers(scored)[0]["labels"] == 10
 
 
 @pytest.mark.slow
