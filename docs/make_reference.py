@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+import paths  # noqa: E402
 from selfstudy import configure, registry  # noqa: E402
 from selfstudy.data import transforms  # noqa: E402
 from selfstudy.data.transforms import Transform  # noqa: E402
@@ -158,6 +159,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    paths.EXTRA_DIRS = ()  # the page is about what everybody has
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE.relative_to(ROOT))
