@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import gin
+from gin import config as gin_config
 
 from selfstudy import extra
 from util.errors import UserError, nearest
@@ -75,7 +76,7 @@ def configurable(
 
     def add(target: Configurable) -> Configurable:
         key, module = name or target.__name__, target.__module__
-        for selector in gin.config._REGISTRY.matching_selectors(key):
+        for selector in gin_config._REGISTRY.matching_selectors(key):
             if selector != f"{module}.{key}":
                 raise ValueError(f"'{key}' is already the configurable {selector}")
         return decorator(target)
