@@ -2,6 +2,13 @@
 
 import inspect
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -131,3 +138,74 @@ def test_the_page_shows_the_job_as_it_is():
     page = PAGE.read_text(encoding="utf-8")
     source = (ROOT / "selfstudy" / "evaluate" / "frozen.py").read_text(encoding="utf-8")
     assert f"```python\n{source}```" in page
+
+
+# ---- the page's job, in a folder of one's own ----------------------------------------------
+
+WAIT = """
+    def _wait(self, report):
+        here = Path(__file__).parent
+        (here / "waiting").touch()
+        while not (here / "go").exists():
+            report("waiting", 0, 1)
+            time.sleep(0.05)
+
+
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    """The page's code under names of its own; before its second cell it waits for a file."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    for old, new in (
+        ('"evaluate"', '"mine"'),
+        ("class FrozenAccuracy", "class Mine"),
+        ("from typing", "import time\nfrom pathlib import Path\nfrom typing"),
+        ("        columns = {}\n", "        if number == 1:\n            self._wait(report)\n"
+                                  "        columns = {}\n"),
+    ):  # fmt: skip
+        assert old in code
+        code = code.replace(old, new)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_evaluation.py").write_text(
+        code.rstrip() + "\n" + WAIT.rstrip() + "\n"
+    )
+    return tmp_path / "mine"
+
+
+def until(holds, seconds: float = 120) -> bool:
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(holds())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("-l",), ()], ids=["local", "ray"])
+def test_the_page_s_job_is_interrupted_and_resumed(flags, mine, trained, shared_data, tmp_path):
+    env = os.environ | {
+        "SELFSTUDY_EXTRA": str(mine), "SELFSTUDY_EXP": str(tmp_path / "exp"),
+        "SELFSTUDY_DATA": str(shared_data),
+    }  # fmt: skip
+    shutil.copytree(trained / "first", tmp_path / "exp" / "first")
+    scores = [text.replace("evaluate.", "mine.") for text in SCORE]
+    start = [sys.executable, str(ROOT / "main.py"), "-e", "scores", *flags]
+    new = ["-g", "base/digits", "-p", "trial.job = 'mine'", *scores]
+    command = subprocess.Popen([*start, *new], env=env, cwd=tmp_path, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    assert until(lambda: (mine / "waiting").exists() or command.poll() is not None)
+    command.send_signal(signal.SIGINT)
+    out, _ = command.communicate(timeout=120)
+    assert command.returncode == 130, out
+    (folder,) = (tmp_path / "exp" / "scores").glob("e_*")
+    assert [line["labels"] for line in rows(folder)] == [20]
+    (mine / "go").touch()
+    done = subprocess.run([*start, "--resume"], env=env, cwd=tmp_path, text=True,
+                          capture_output=True, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "EXP_DIR", tmp_path / "exp")
+        patch.setattr(paths, "DATA_DIR", shared_data)
+        run(tmp_path / "shipped")
+    assert rows(folder) == rows(tmp_path / "shipped")
