@@ -24,6 +24,7 @@ registry.discover()
 CPU = torch.device("cpu")
 ALL = {"class": 10, "pose": 5, "segment": 11, "depth": 0, "normals": 0}
 INFO = DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {"train": 8}, ALL)
+NORMALS = INFO.kind("normals")
 
 
 def generator(seed=0):
@@ -247,7 +248,7 @@ def normals_of(heights):
 def test_normals_turn_as_the_normals_of_the_turned_shape(transform):
     heights = hills(40)
     params = transform.draw(40, 16, 16, generator(3), CPU)
-    moved = transform.move(normals_of(heights), params)
+    moved = transform.move(normals_of(heights), params, NORMALS, (16, 16))
     expected = normals_of(transform.apply(heights, params))
     assert moved.dtype == torch.int8 and torch.equal(moved, expected)
     assert not torch.equal(transform.apply(normals_of(heights), params), expected)
@@ -259,7 +260,7 @@ def test_a_cropped_shape_keeps_its_normals():
     inside = crop.apply(torch.ones(40, 16, 16), params) > 0
     inner = ~F.max_pool2d((~inside).float(), 3, 1, 1).bool()
     inner[:, [0, -1]] = inner[:, :, [0, -1]] = False  # where a border changes the differences
-    moved = crop.move(normals_of(heights), params)
+    moved = crop.move(normals_of(heights), params, NORMALS, (16, 16))
     expected = normals_of(crop.apply(heights, params))
     assert torch.equal(moved.movedim(1, -1)[inner], expected.movedim(1, -1)[inner])
     assert not moved.movedim(1, -1)[~inside].any()
@@ -269,9 +270,14 @@ def test_enlarging_takes_whole_normals():
     ids = torch.arange(256).view(1, 16, 16).expand(20, -1, -1).contiguous()
     facing, crop = normals_of(hills(20)), ResizedCrop()
     params = crop.draw(20, 16, 16, generator(3), CPU)
-    source = crop.move(ids, params).flatten(1)[:, None].expand(-1, 3, -1)
+    source = (
+        crop.move(ids, params, INFO.kind("segment"), (16, 16))
+        .flatten(1)[:, None]
+        .expand(-1, 3, -1)
+    )
     assert torch.equal(
-        crop.move(facing, params).flatten(2), facing.flatten(2).gather(2, source)
+        crop.move(facing, params, NORMALS, (16, 16)).flatten(2),
+        facing.flatten(2).gather(2, source),
     )
 
 

@@ -24,7 +24,7 @@ from selfstudy.data.transforms import (
     weights,
 )
 from selfstudy.registry import configurable
-from selfstudy.types import DENSE, DataInfo
+from selfstudy.types import DataInfo
 from util import color
 from util.errors import UserError
 
@@ -81,12 +81,14 @@ class Augmentation:
     Args:
         info: what the images are.
         transforms: by the name of their argument in `augment`; absent ones are off.
-        transform_targets: dense targets move with the first view.
+        transform_targets: targets that hold places (maps, key points, boxes) move with the
+            first view.
         share_flip: all views of an image are mirrored alike (as AMDIM's published ones).
         relabel_pose: a mirrored image swaps the pose classes 1 and 3.
 
     Raises:
-        UserError: what cannot work, such as images that move away from their dense targets.
+        UserError: what cannot work, such as images that move away from their targets, or
+            numbers that lose their meaning when the images are mirrored.
     """
 
     def __init__(
@@ -109,17 +111,26 @@ class Augmentation:
                 "augment.photo_jitter changes RGB, and these images are stored as normalised "
                 "LAB; prepare them as bytes, or set augment.photo_jitter = None"
             )
-        if not transform_targets:
-            self._check_targets_stay()
+        self._check_targets()
 
-    def _check_targets_stay(self) -> None:
-        dense = [name for name in DENSE if name in self.info.targets]
+    def _check_targets(self) -> None:
+        kinds = {name: self.info.kind(name) for name in self.info.targets}
+        moved = [name for name, kind in kinds.items() if kind.moves]
         moving = [name for name, item in self.transforms.items() if item.geometric]
-        if dense and moving:
+        if moved and moving and not self.transform_targets:
             raise UserError(
                 f"augment.{moving[0]} = True moves the images away from their targets "
-                f"({', '.join(dense)}): set augment.transform_targets = True, or switch it off"
+                f"({', '.join(moved)}): set augment.transform_targets = True, or switch it off"
             )
+        for argument, transform in self.transforms.items():
+            for name, kind in kinds.items():
+                if transform.refuses(kind):
+                    raise UserError(
+                        f"augment.{argument} = True changes what the target '{name}' "
+                        f"({kind.kind}) says of an image, and it cannot be worked out: set "
+                        f"augment.{argument} = False, leave the target out "
+                        "(BaseDataset.targets), or declare it invariant"
+                    )
 
     def __call__(
         self,
@@ -131,24 +142,28 @@ class Augmentation:
         """`views` differently drawn versions of a minibatch.
 
         Args:
-            images: as stored, [B, C, H, W], uint8 RGB or normalised float.
-            targets: by name; dense ones ([B, H, W], normals [B, 3, H, W]) follow the first
-                view when `transform_targets` says so, with 0 where nothing is known, and
-                classes stay. 'pose' [B] of a mirrored first view swaps its classes 1 and 3,
-                left and right.
+            images: as stored, [B, C, H, W], uint8 RGB or normalised float; or samples of F
+                frames, [B, F, C, H, W].
+            targets: by name; those that hold places follow the first view when
+                `transform_targets` says so (see `Transform.move`), others stay. 'pose' [B] of
+                a mirrored first view swaps its classes 1 and 3, left and right.
             generator: of the images' device; the same state gives the same views.
             views: how many.
 
         Returns:
-            Tuple of normalised float32 [B, C, H, W], contiguous; the targets.
+            Tuple of normalised float32 [B, C, H, W], contiguous; the targets. All frames of a
+            view are changed alike, in place and in colour, so that what moves between them
+            does so in the view; the first view's frames come first.
         """
-        n, _, height, width = images.shape
+        frames = images[:, None] if images.ndim == 4 else images
+        n, _, _, height, width = frames.shape
         drawn = [self.draw(n, height, width, generator, images.device) for _ in range(views)]
         if self.share_flip and "flip" in self.transforms:
             for params in drawn[1:]:
                 params["flip"] = drawn[0]["flip"]
         moved = self._move(targets, drawn[0], (height, width))
-        return tuple(self.apply(images, params) for params in drawn), moved
+        changed = [self.apply(frame, params) for params in drawn for frame in frames.unbind(1)]
+        return tuple(changed), moved
 
     def draw(
         self, n: int, height: int, width: int, generator: Generator | None, device: torch.device
@@ -275,21 +290,21 @@ class Augmentation:
         if not self.transform_targets:
             return targets
         for name, target in targets.items():
-            if target.ndim > 1:
-                targets[name] = self._move_dense(name, target, params, size)
+            targets[name] = self._move_one(name, target, params, size)
         return targets
 
-    def _move_dense(
+    def _move_one(
         self, name: str, target: Tensor, params: dict, size: tuple[int, int]
     ) -> Tensor:
-        if target.shape[-2:] != size:
+        kind = self.info.kind(name)
+        if kind.kind == "map" and target.shape[-2:] != size:
             raise UserError(
                 f"target '{name}' is {tuple(target.shape[-2:])} pixels and its images are "
                 f"{size}: with augment.transform_targets = True both must be equal"
             )
         for key, transform in self.transforms.items():
             if transform.geometric:
-                target = transform.move(target, params[key])
+                target = transform.move(target, params[key], kind, size)
         return target
 
 
@@ -322,8 +337,9 @@ def augment(
         flip: `Flip`.
         crop: `PadCrop`; `resized_crop` takes its place.
         cutout: `Cutout`.
-        transform_targets: dense targets (segmentation, depth, normals) move along with the
-            first view; needed where there are any and the images move.
+        transform_targets: targets that hold places (maps such as segmentation or depth, key
+            points, boxes) move along with the first view; needed where there are any and the
+            images move.
         do_augment: change the images; None means only those of training. Without, they are
             only normalised.
         share_flip: all views of an image are mirrored alike.

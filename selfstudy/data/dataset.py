@@ -17,14 +17,15 @@ import paths
 from selfstudy.data.prepare import Source, balanced_order, fill
 from selfstudy.job import DataUse
 from selfstudy.registry import configurable
-from selfstudy.types import DataInfo
+from selfstudy.types import IGNORED, DataInfo, Target
 from util import hdf5
-from util.errors import UserError
+from util.errors import UserError, nearest
 
 SPLITS = ("train", "valid", "test")
 ROUND_IMAGES = 10000  # few labels are repeated to about this many images a round ...
 ROUND_IMAGES_4000 = 20000  # ... and 4000 labels to this many, as published
 POSE_CLASSES = 5
+RESERVED = ("images", "data", "class", "targets", "pose")  # names that mean something already
 
 
 class Store:
@@ -95,14 +96,17 @@ class BaseDataset:
         semisupervised: number of labelled training images to keep; None keeps all.
         double_sample: two independent views of each image.
         predict_pose: adds the target 'pose', for data sets that know it.
-        max_images: images on the device at a time (half as many with `double_sample`).
+        max_images: images on the device at a time (half as many with `double_sample`); each
+            frame of a sample counts.
         chunk_size: images that are read together and stay together when blocks are shuffled.
         remote_loading: kept for published configurations: whenever there are several blocks,
             the next one is read ahead in a thread.
         label_cut: 'balanced' draws the kept images evenly over the classes, so that a smaller
             cut is contained in a larger one (without classes, over the images); 'first' takes
-            the first ones, as published.
+            the first ones, as published. Images without any label are never kept.
         label_seed: seed of the balanced cut.
+        targets: names of the targets to load; None takes all. A label cut uses the classes in
+            any case.
 
     Attributes:
         info: `DataInfo` for models and augmentation.
@@ -117,6 +121,7 @@ class BaseDataset:
     space: Literal["rgb", "lab"] = "rgb"
     # Colour space -> published (mean, std); without them those in the file hold.
     published: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
+    frames = 1  # images of a sample; several are stored as [N, F, 3, H, W]
     may_prepare = True  # whether a missing data file is made; see `preparing`
 
     def __init__(
@@ -132,13 +137,14 @@ class BaseDataset:
         remote_loading: bool = False,
         label_cut: Literal["balanced", "first"] = "balanced",
         label_seed: int = 0,
+        targets: list[str] | None = None,
     ):
         if split not in SPLITS:
             raise ValueError(f"split '{split}' is none of {SPLITS}")
         for name, value, least in (
             ("input_res", input_res, 1),
             ("num_valid", num_valid, 0),
-            ("max_images", max_images, 1 + double_sample),
+            ("max_images", max_images, self.frames * (1 + double_sample)),
             ("chunk_size", chunk_size, 1),
         ):
             if value < least:
@@ -147,14 +153,14 @@ class BaseDataset:
         self.input_res = input_res
         self.num_valid = num_valid
         self.double_sample = double_sample
-        self.max_images = max_images // 2 if double_sample else max_images
+        self.max_images = max_images // (self.frames * (2 if double_sample else 1))
         self.chunk_size = chunk_size
         self.path = self.find()
         if not (self.may_prepare or self.path.exists()):
             raise NotPrepared(f"{self.path} is made when it is first used")
         self.prepare()
         self.attributes = hdf5.attributes(self.path)
-        self.store = self._open(predict_pose)
+        self.store = self._open(predict_pose, targets)
         self.classes = self.attributes.get("classes", [])
         spans = self.spans(self.store.shape[0], self.attributes.get("splits"))
         self._cut(spans, semisupervised, label_cut, label_seed)
@@ -194,7 +200,10 @@ class BaseDataset:
 
     def prepare(self) -> None:
         """Make the data file if it is missing."""
-        hdf5.create(self.path, lambda file: fill(file, self.path, self.source()))
+        kinds = self.declare()
+        if taken := [name for name in kinds if name in RESERVED]:
+            raise UserError(f"{type(self).__name__} declares a target '{taken[0]}': rename it")
+        hdf5.create(self.path, lambda file: fill(file, self.path, self.source(), kinds))
 
     def spans(self, total: int, splits: dict | None) -> dict[str, tuple[int, int]]:
         """Split -> (first row, end); the file's own `splits`, or else 5/6 train, 1/6 test."""
@@ -207,9 +216,17 @@ class BaseDataset:
         ends = np.cumsum([sizes[name] for name in SPLITS]).tolist()
         return dict(zip(SPLITS, zip([0, *ends], ends, strict=False), strict=True))
 
+    def declare(self) -> dict[str, Target]:
+        """Target -> what it is, besides 'class'; its array has the same name.
+
+        Labels [N] in the array 'targets' need no declaration.
+        """
+        return {}
+
     def fields(self) -> dict[str, str]:
         """Target -> the array of the file that holds it."""
-        return {"class": "targets"} if hdf5.has(self.path, "targets") else {}
+        found = {"class": "targets"} if hdf5.has(self.path, "targets") else {}
+        return found | {name: name for name in self.declare()}
 
     def converted(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Target -> what is to be made of its array's rows, for files that differ."""
@@ -217,16 +234,29 @@ class BaseDataset:
 
     # ---- opening ---------------------------------------------------------------------------
 
-    def _open(self, predict_pose: bool) -> Store:
-        fields = {"images": "data", **self.fields()}
-        made = self._pose() if predict_pose else {}
-        store = Store(self.path, fields, made, self.converted())
+    def _open(self, predict_pose: bool, wanted: list[str] | None) -> Store:
+        fields, made = self.fields(), self._pose() if predict_pose else {}
+        if wanted is not None:
+            known = [*fields, *made]
+            for name in wanted:
+                if name not in known:
+                    raise UserError(
+                        f"BaseDataset.targets: {self.path} has no '{name}'"
+                        f"{nearest(name, known)}"
+                    )
+            fields = {name: array for name, array in fields.items() if name in wanted}
+            made = {name: column for name, column in made.items() if name in wanted}
+        converted = {name: make for name, make in self.converted().items() if name in fields}
+        store = Store(self.path, {"images": "data", **fields}, made, converted)
         expected = (3, self.input_res, self.input_res)
+        if self.frames > 1:
+            expected = (self.frames, *expected)
         if store.shape[1:] != expected:
             raise UserError(
                 f"{self.path} holds images {list(store.shape[1:])}, expected {list(expected)}"
                 " (BaseDataset.input_res)"
             )
+        self._check_shapes()
         lab_file = self.path.stem.endswith("_lab")
         if store.dtype != np.uint8 and self.space == "lab" and not lab_file:
             raise UserError(
@@ -234,6 +264,16 @@ class BaseDataset:
                 f"{self.path.stem}_lab.h5 beside it, or bytes"
             )
         return store
+
+    def _check_shapes(self) -> None:
+        for name, kind in self.declare().items():
+            found = hdf5.locate(self.path, name).shape[1:]
+            expected = kind.shape(1, self.input_res, self.input_res)[1:]
+            if found != expected:
+                raise UserError(
+                    f"{self.path} holds {list(found)} for each image in '{name}', declared is "
+                    f"{list(expected)}: {hdf5.AGAIN}"
+                )
 
     def _pose(self) -> dict[str, Tensor]:
         if not hdf5.has(self.path, "rot_mat"):
@@ -263,6 +303,7 @@ class BaseDataset:
         return {name: np.arange(*spans[name]) for name in SPLITS}
 
     def _labelled(self, rows: np.ndarray, kept: int, how: str, seed: int) -> np.ndarray:
+        rows = rows[self._has_label(rows)]
         if not 1 <= kept <= len(rows):
             raise UserError(
                 f"BaseDataset.semisupervised is {kept}, expected 1 to {len(rows)} "
@@ -272,12 +313,29 @@ class BaseDataset:
             return rows[:kept]
         if how != "balanced":
             raise UserError(f"BaseDataset.label_cut is '{how}', expected 'balanced' or 'first'")
-        if set(self.store.fields) | set(self.store.made) == {"images"}:
+        if not self.fields() and not self.store.made:
             raise UserError(f"BaseDataset.semisupervised: {self.path} has no labels to balance")
         labels = np.zeros(len(rows), np.int64)  # where there are labels but no classes
-        if "class" in self.store.fields:
+        if "class" in self.fields():
             labels = hdf5.read(self.path, "targets", rows).numpy()
         return np.sort(rows[balanced_order(labels, seed)[:kept]])
+
+    def _has_label(self, rows: np.ndarray) -> np.ndarray:
+        """[n] bool: the class is known or, without classes, something of a declared target.
+
+        Maps and boxes always count as known: no box says that there is no object.
+        """
+        if "class" in self.fields():
+            return hdf5.read(self.path, "targets", rows).numpy() != IGNORED
+        kinds = self.declare()
+        if not kinds or any(kind.kind in ("map", "boxes") for kind in kinds.values()):
+            return np.ones(len(rows), bool)
+        known = np.zeros(len(rows), bool)
+        for name, kind in kinds.items():
+            values = hdf5.read(self.path, name, rows).flatten(1)
+            unknown = values == IGNORED if kind.discrete else values.isnan()
+            known |= ~unknown.all(1).numpy()
+        return known
 
     def _describe(self) -> DataInfo:
         stats = self.published.get(self.space)
@@ -294,16 +352,22 @@ class BaseDataset:
             rows=self.distinct,
             last_row=self.last_row,
             targets=self._targets(),
-        )
+            kinds={name: kind for name, kind in self.declare().items()
+                   if name in self.store.fields},
+            frames=self.frames,
+        )  # fmt: skip
 
     def _targets(self) -> dict[str, int]:
+        """Target -> number of classes."""
         known = {}
         if "class" in self.store.fields:
             labels = hdf5.open_map(self.path, "targets")
             known["class"] = len(self.classes) or int(labels.max()) + 1
         if "pose" in self.store.made:
             known["pose"] = POSE_CLASSES
-        return known
+        declared = self.declare()
+        return known | {name: kind.classes for name, kind in declared.items()
+                        if name in self.store.fields}  # fmt: skip
 
     # ---- blocks ----------------------------------------------------------------------------
 

@@ -76,7 +76,8 @@ class Loader:
         self.batch_size = batch_size
         self.training = dataset.split == "train"
         self.shuffle = self.training if shuffle is None else shuffle
-        self.views = 2 if dataset.double_sample else 1
+        self.draws = 2 if dataset.double_sample else 1
+        self.views = self.draws * dataset.info.frames  # of a minibatch
         self._reader = _Reader(dataset.store, self.device, max(1, num_workers))
         self.set_round(0, 0)
 
@@ -140,8 +141,9 @@ class Loader:
 
     def _batch(self, block: "_Block", chosen: Tensor, generator: torch.Generator) -> Batch:
         idxs, columns = block.gather(chosen)
-        images = columns.pop("images")
-        views, targets = self.augmentation(images, columns, generator, self.views)
+        images, info = columns.pop("images"), self.dataset.info
+        targets = {name: info.kind(name).loaded(part) for name, part in columns.items()}
+        views, targets = self.augmentation(images, targets, generator, self.draws)
         return Batch(views, targets, idxs)
 
 
@@ -160,16 +162,7 @@ class _Block:
         """Row numbers and columns at the positions `chosen` [B] of the block."""
         idxs = self.rows.index_select(0, chosen)
         where = idxs if self.whole else chosen
-        return idxs, {key: _pick(column, where) for key, column in self.columns.items()}
-
-
-def _pick(column: Tensor, where: Tensor) -> Tensor:
-    """Rows of a column; labels ([N] or [N, H, W] integers of any size) become int64.
-
-    Images and normals ([N, 3, H, W]) and depths (float) stay as they are stored.
-    """
-    picked = column.index_select(0, where)
-    return picked if picked.is_floating_point() or picked.dim() == 4 else picked.long()
+        return idxs, {name: part.index_select(0, where) for name, part in self.columns.items()}
 
 
 class _Reader:

@@ -1,7 +1,7 @@
 """From images to a data file: resizing, splitting, normalisation constants, writing."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from selfstudy.types import Target
 from util import hdf5
+from util.errors import UserError
 from util.fetch import progress
 
 
@@ -20,8 +22,10 @@ class Source:
 
     Attributes:
         count: N.
-        images: blocks [n, 3, H, W] uint8 RGB that add up to N.
-        targets: array name in the file -> [N] int64.
+        images: blocks [n, 3, H, W] uint8 RGB that add up to N; of samples of several pictures
+            [n, F, 3, H, W].
+        targets: array name in the file -> [N] int64, or as declared (`BaseDataset.declare`):
+            an array [N, ...], or blocks [n, ...] that add up to one.
         splits: rows of each split in the order of the file; without 'valid' it is cut off the
             end of 'train' when the file is opened.
         fit: the leading rows from which mean and std are computed.
@@ -30,7 +34,7 @@ class Source:
 
     count: int
     images: Iterable[np.ndarray]
-    targets: dict[str, np.ndarray]
+    targets: Mapping[str, np.ndarray | Iterable[np.ndarray]]
     splits: dict[str, int]
     fit: int
     classes: list[str] = field(default_factory=list)
@@ -75,21 +79,37 @@ def stratified(labels: np.ndarray, sizes: dict[str, int], seed: int) -> np.ndarr
 
 
 def resized(images: np.ndarray, res: int) -> np.ndarray:
-    """Bytes [n, C, h, w] as RGB bytes [n, 3, res, res]: bilinear, grey repeated."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    """Bytes [..., C, h, w] as RGB bytes [..., 3, res, res]: bilinear, grey repeated."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).flatten(0, -4)
     if tuple(pixels.shape[2:]) != (res, res):
         pixels = F.interpolate(pixels.float(), (res, res), mode="bilinear", antialias=True)
         pixels = pixels.round().clamp(0, 255).byte()
-    return pixels.expand(-1, 3, -1, -1).numpy()
+    return pixels.expand(-1, 3, -1, -1).numpy().reshape(*images.shape[:-3], 3, res, res)
 
 
-def fill(file: h5py.File, path: Path, source: Source) -> None:
-    """Write the images, targets, normalisation and splits of `source` into a new file."""
+def fill(
+    file: h5py.File, path: Path, source: Source, kinds: Mapping[str, Target] | None = None
+) -> None:
+    """Write the images, targets, normalisation and splits of `source` into a new file.
+
+    Args:
+        file: open for writing.
+        path: its name in the end, for messages.
+        source: what to write.
+        kinds: array -> what it is; others are classes.
+    """
     file.attrs["splits"] = json.dumps(source.splits)
     file.attrs["classes"] = json.dumps(source.classes)
     file.attrs["space"] = "rgb"
+    kinds = kinds or {}
+    if missing := [name for name in kinds if name not in source.targets]:
+        raise UserError(
+            f"{path}: the data set declares '{missing[0]}' and its source has no such target"
+        )
+    declared = {name: item for name, item in source.targets.items() if name in kinds}
     for name, values in source.targets.items():
-        file[name] = np.asarray(values, np.int64)
+        if name not in declared:
+            file[name] = np.asarray(values, np.int64)
     show = progress(f"preparing {path}", source.count)
     sums, squares, pixels, done = np.zeros(3), np.zeros(3), 0, 0
     for block in source.images:
@@ -97,6 +117,7 @@ def fill(file: h5py.File, path: Path, source: Source) -> None:
             data = file.create_dataset("data", (source.count, *block.shape[1:]), np.uint8)
         data[done : done + len(block)] = block
         fit = block[: max(0, source.fit - done)].astype(np.float64)
+        fit = fit.reshape(-1, *fit.shape[-3:])  # all frames alike
         sums += fit.sum((0, 2, 3))
         squares += (fit**2).sum((0, 2, 3))
         pixels += fit[:, 0].size
@@ -105,6 +126,42 @@ def fill(file: h5py.File, path: Path, source: Source) -> None:
     mean = sums / pixels
     file.attrs["mean"] = mean
     file.attrs["std"] = np.sqrt(squares / pixels - mean**2).clip(hdf5.STD_FLOOR)
+    for name, values in declared.items():
+        shape = kinds[name].shape(source.count, *data.shape[-2:])
+        _write(file, name, values, shape, kinds[name].stored)
+
+
+def _write(
+    file: h5py.File,
+    name: str,
+    values: np.ndarray | Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    dtype: str,
+) -> None:
+    """A declared target, whole or in blocks, in the type of its kind."""
+    array, done = file.create_dataset(name, shape, dtype), 0
+    for block in [values] if isinstance(values, np.ndarray) else values:
+        if block.shape[1:] != shape[1:] or done + len(block) > len(array):
+            raise UserError(
+                f"target '{name}' comes as {list(block.shape)} behind {done} rows: expected "
+                f"{list(shape)} in all, as declared"
+            )
+        array[done : done + len(block)] = _converted(name, block, np.dtype(dtype))
+        done += len(block)
+    if done != len(array):
+        raise UserError(f"target '{name}' has {done} rows and there are {len(array)} images")
+
+
+def _converted(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`values` in a type that holds them."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = values.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(converted, values):
+        raise UserError(
+            f"target '{name}' has values of {values.min():g} to {values.max():g} that are no "
+            f"{dtype}: declare another dtype (Target.dtype)"
+        )
+    return converted
 
 
 def in_blocks(images: np.ndarray, convert: Callable) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
 """Random transforms of images, one set of parameters an image, on whatever device they are.
 
 A `Transform` keeps drawing and applying apart: `draw` makes one row of parameters an image,
-`apply` is the plain, exact change; dense targets `move`.
+`apply` is the plain, exact change; targets `move` along with what a transform does to places.
 """
 
 # ruff: noqa: D102 - `draw` and `apply` are documented once, in `Transform`
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Generator, Tensor
 
+from selfstudy.types import Target
 from util import color
 from util.errors import UserError
 
@@ -19,7 +20,7 @@ class Transform(ABC):
     """One random change of images.
 
     Attributes:
-        geometric: pixels move, so dense targets have to move along.
+        geometric: pixels move, so targets that hold places have to move along.
     """
 
     geometric = False
@@ -41,24 +42,116 @@ class Transform(ABC):
         mix values, and places without a source become 0 (of images too).
         """
 
-    def move(self, target: Tensor, params: Tensor) -> Tensor:
+    def affine(self, params: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Where places go: a place p = (x, y) of the images is matrix @ p + offset afterwards.
+
+        Places are those of `Target`. Geometric transforms alone have such a map.
+
+        Returns:
+            Matrices [n, 2, 2], along the axes, and offsets [n, 2] in pixels.
+        """
+        raise NotImplementedError
+
+    def refuses(self, kind: Target) -> bool:
+        """Whether this changes what a target says in a way that nobody can work out."""
+        return self.geometric and kind.kind in ("vector", "angle") and not kind.invariant
+
+    def move(
+        self, target: Tensor, params: Tensor, kind: Target, size: tuple[int, int]
+    ) -> Tensor:
         """A target that goes along with images that this geometric transform has changed.
 
+        Points outside afterwards are NaN. Boxes are cut to the image, and NaN when nothing is
+        left. Maps take the nearest pixel, and `Target.unknown` where there is none; their
+        vectors turn with the image, and displacements stretch, too.
+
         Args:
-            target: values [n, H, W]; vectors [n, 3, H, W] in the camera's axes (x right, y up,
-                z towards it), which turn besides; labels [n], which stay.
+            target: [n, ...], as `kind` says. What holds no places stays.
             params: [n, P], the images'.
+            kind: what the target is.
+            size: height and width of the images.
         """
-        if target.ndim == 3:
-            return self.apply(target, params)
-        if target.ndim == 4:
-            x, y, z = (self.apply(part, params) for part in target.unbind(1))
-            return torch.stack([*self.turn(x, y, params), z], 1)
+        if kind.kind == "map":
+            return self._move_map(target, params, kind)
+        if kind.moves:
+            matrix, offset = self.affine(params, *size)
+            if kind.kind == "points":
+                return self._move_points(target, matrix, offset, kind, size)
+            return _move_boxes(target, matrix, offset, size)
         return target
 
-    def turn(self, x: Tensor, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """The x and y parts [n, H, W] that vectors have in images changed by `params`."""
-        return x, y
+    def _move_map(self, target: Tensor, params: Tensor, kind: Target) -> Tensor:
+        if target.ndim == 3:
+            moved = self.apply(target, params)
+        else:
+            moved = torch.stack([self.apply(part, params) for part in target.unbind(1)], 1)
+        if kind.vectors:
+            matrix, _ = self.affine(params, *target.shape[-2:])
+            moved = _turn(moved, matrix, kind.vectors)
+        if kind.unknown == 0:  # which `apply` puts there
+            return moved
+        whole = torch.ones(
+            len(target), *target.shape[-2:], dtype=torch.bool, device=target.device
+        )
+        shown = self.apply(whole, params)
+        return torch.where(shown if target.ndim == 3 else shown[:, None], moved, kind.unknown)
+
+    def _move_points(
+        self,
+        points: Tensor,
+        matrix: Tensor,
+        offset: Tensor,
+        kind: Target,
+        size: tuple[int, int],
+    ) -> Tensor:
+        moved = _places(points, matrix, offset)
+        if kind.mirror:
+            order = color.constant(kind.mirror, points.device)
+            mirrored = _per_image(_mirrors(matrix), moved)
+            moved = torch.where(mirrored, moved.index_select(1, order), moved)
+        limits = moved.new_tensor(size[::-1])
+        inside = ((moved >= 0) & (moved <= limits)).all(-1, keepdim=True)
+        return torch.where(inside, moved, math.nan)
+
+
+def _places(points: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """(x, y) [n, K, 2] under the maps of `Transform.affine`, in their own type."""
+    moved = (matrix[:, None] * points.float()[..., None, :]).sum(-1) + offset[:, None]
+    return moved.to(points.dtype)
+
+
+def _mirrors(matrix: Tensor) -> Tensor:
+    """[n] bool: the map exchanges left and right handed."""
+    return matrix[:, 0, 0] * matrix[:, 1, 1] < matrix[:, 0, 1] * matrix[:, 1, 0]
+
+
+def _move_boxes(boxes: Tensor, matrix: Tensor, offset: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes [n, M, 5] under axis-aligned maps, cut to the image; NaN where nothing is left."""
+    one, other = (_places(boxes[..., at : at + 2], matrix, offset) for at in (0, 2))
+    limits = one.new_tensor(size[::-1])
+    low = torch.minimum(one, other).clamp_min(0)
+    high = torch.minimum(torch.maximum(one, other), limits)
+    moved = torch.cat([low, high, boxes[..., 4:]], -1)
+    return torch.where((low < high).all(-1, keepdim=True), moved, math.nan)
+
+
+def _turn(vectors: Tensor, matrix: Tensor, use: str) -> Tensor:
+    """Vectors [n, C, H, W] of moved pixels, turned as the images were.
+
+    Flow (right, down) stretches as they did; normals (right, up, towards the camera) do not.
+    """
+    if use == "normals":
+        matrix = matrix.sign() * matrix.new_tensor([[1, -1], [-1, 1]])
+    matrix = matrix if vectors.is_floating_point() else matrix.to(vectors.dtype)
+    x, y = vectors[:, 0], vectors[:, 1]
+    turned = [_per_image(row[:, 0], x) * x + _per_image(row[:, 1], y) * y
+              for row in matrix.unbind(1)]  # fmt: skip
+    return torch.cat([torch.stack(turned, 1).to(vectors.dtype), vectors[:, 2:]], 1)
+
+
+def _diagonal(x: Tensor, y: Tensor) -> Tensor:
+    """Matrices [n, 2, 2] with these on the diagonal, each [n]."""
+    return torch.diag_embed(torch.stack([x, y], -1).float())
 
 
 def _uniform(
@@ -134,8 +227,11 @@ class Flip(Transform):
     def apply(self, images, params):
         return torch.where(_per_image(params[:, 0], images), images.flip(-1), images)
 
-    def turn(self, x, y, params):
-        return torch.where(_per_image(params[:, 0], x), -x, x), y
+    def affine(self, params, height, width):
+        flipped = params[:, 0].float()
+        same = torch.ones_like(flipped)
+        offset = torch.stack([width * flipped, 0 * flipped], -1)
+        return _diagonal(1 - 2 * flipped, same), offset
 
 
 class PadCrop(Transform):
@@ -166,6 +262,14 @@ class PadCrop(Transform):
         rows = top + torch.arange(height, device=images.device)[:, None]
         columns = left + torch.arange(width, device=images.device)
         return _pick(images, rows, columns)
+
+    def refuses(self, kind):
+        return super().refuses(kind) and kind.kind != "angle"  # nothing turns
+
+    def affine(self, params, height, width):
+        offset = (self.pad(height) - params.flip(-1)).float()
+        same = torch.ones_like(offset)
+        return torch.diag_embed(same), offset
 
 
 class Cutout(Transform):
@@ -212,11 +316,11 @@ class Rotate90(Transform):
         turned = torch.cat([torch.rot90(images, k, (-2, -1)) for k in range(4)])
         return turned.index_select(0, params[:, 0] * n + torch.arange(n, device=images.device))
 
-    def turn(self, x, y, params):
-        turns = _per_image(params[:, 0], x)
-        odd, later = turns % 2 == 1, turns >= 2
-        x, y = torch.where(odd, -y, x), torch.where(odd, x, y)  # a quarter turn
-        return torch.where(later, -x, x), torch.where(later, -y, y)
+    def affine(self, params, height, width):
+        turned = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))
+        corners = ((0, 0), (0, width), (width, height), (height, 0))
+        matrices = color.constant(turned, params.device)[params[:, 0]].view(-1, 2, 2)
+        return matrices.float(), color.constant(corners, params.device)[params[:, 0]].float()
 
 
 class ResizedCrop(Transform):
@@ -276,6 +380,11 @@ class ResizedCrop(Transform):
         rows = weights(self.sources(top, tall, height), height)
         columns = weights(self.sources(left, wide, width), width)
         return mix(images, rows, columns)
+
+    def affine(self, params, height, width):
+        top, left, tall, wide = params.float().unbind(1)
+        x, y = width / wide, height / tall
+        return _diagonal(x, y), torch.stack([-left * x, -top * y], -1)
 
 
 def weights(sources: Tensor, size: int) -> Tensor:

@@ -95,12 +95,6 @@ class STL10Dataset(BaseDataset):
             "test": np.arange(*spans["test"]),
         }
 
-    def _labelled(self, rows: np.ndarray, kept: int, how: str, seed: int) -> np.ndarray:
-        return super()._labelled(rows[self._has_label(rows)], kept, how, seed)
-
-    def _has_label(self, rows: np.ndarray) -> np.ndarray:
-        return hdf5.read(self.path, "targets", rows).numpy() != IGNORED
-
     # ---- preparing ---------------------------------------------------------------------------
 
     def source(self) -> Source:

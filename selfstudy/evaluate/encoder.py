@@ -11,7 +11,7 @@ from selfstudy.data.augment import Augmentation
 from selfstudy.data.dataset import BaseDataset, NotPrepared
 from selfstudy.storage import snapshot
 from selfstudy.storage.snapshot import Snapshot
-from selfstudy.types import DataInfo
+from selfstudy.types import DataInfo, Target
 from util.errors import UserError
 
 BACKBONE, ENCODER = "backbone.", "encoder."
@@ -160,12 +160,16 @@ def data_info(source: Snapshot) -> DataInfo:
 
 def _from_card(data: Any, name: str) -> DataInfo:
     try:
+        data = {"kinds": {}, "frames": 1} | data  # which older cards do not have
         fields: dict[str, Any] = {
             item.name: data[item.name] for item in dataclasses.fields(DataInfo)
         }
         fields |= {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
+        fields["kinds"] = {key: Target(**kind | {"mirror": tuple(kind["mirror"])})
+                           for key, kind in fields["kinds"].items()}  # fmt: skip
         info = DataInfo(**fields)
-        sizes = (info.channels, info.input_res, *info.rows.values(), *info.targets.values())
+        sizes = (info.channels, info.frames, info.input_res, *info.rows.values(),
+                 *info.targets.values())  # fmt: skip
         plain = all(isinstance(size, int) and size >= 0 for size in sizes)
         if not plain or not len(info.mean) == len(info.std) == info.channels:
             raise ValueError("numbers that do not fit")

@@ -16,6 +16,7 @@ from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
+from util.errors import UserError
 
 ANGLES = 4
 
@@ -49,6 +50,13 @@ class RotateTask(PretextTask):
     def __init__(self, info: DataInfo):
         super().__init__(info)
         self.turn = Rotate90()
+        for name in info.targets:
+            if self.turn.refuses(info.kind(name)):
+                raise UserError(
+                    f"RotateTask turns the images, and what the target '{name}' says then "
+                    "cannot be worked out: leave it out (BaseDataset.targets), or declare it "
+                    "invariant"
+                )
 
     def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """Turn each image by an angle of its own, and its targets with it."""
@@ -57,7 +65,10 @@ class RotateTask(PretextTask):
         params = distributed.draw_share(
             lambda n: self.turn.draw(n, height, width, generator, images.device), count
         )
-        targets = {name: self.turn.move(item, params) for name, item in batch.targets.items()}
+        targets = {
+            name: self.turn.move(item, params, self.info.kind(name), (height, width))
+            for name, item in batch.targets.items()
+        }
         targets["angle"] = params[:, 0].long()
         if "pose" in targets:
             targets["pose"] = targets["pose"].masked_fill(targets["angle"] != 0, IGNORED)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from selfstudy.types import DENSE, Batch
+from selfstudy.types import Batch
 
 if TYPE_CHECKING:
     from selfstudy.train.session import Session
@@ -28,7 +28,8 @@ def rehearse(session: "Session") -> list[str]:
     """
     info = session.info
     size = (2, info.channels, info.input_res, info.input_res)
-    targets = {name: _placeholder(name, size, session.device) for name in info.targets}
+    targets = {name: info.kind(name).placeholder(2, *size[2:], session.device)
+               for name in info.targets}  # fmt: skip
     views = tuple(torch.zeros(size, device=session.device)
                   for _ in range(session.loaders["train"].views))  # fmt: skip
     batch = Batch(views, targets, torch.zeros(2, dtype=torch.int64, device=session.device))
@@ -41,14 +42,6 @@ def rehearse(session: "Session") -> list[str]:
     names += session.monitor.names() if "valid" in session.loaders else []
     session.schedule.check_metric(names)
     return names
-
-
-def _placeholder(name: str, size: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Zeros in the shape and type that a target of images [B, C, H, W] has."""
-    plane = (size[0], *size[2:])
-    shape = size if name == "normals" else plane if name in DENSE else size[:1]
-    dtype = {"normals": torch.int8, "depth": torch.float16}.get(name, torch.int64)
-    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def seconds(session: "Session") -> float:

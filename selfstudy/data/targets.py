@@ -1,0 +1,74 @@
+"""Whether the targets in a data file are what the data set declares."""
+
+import math
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from selfstudy.types import IGNORED, Target
+from util.errors import UserError
+
+BLOCK = 1000  # rows that are looked at together
+
+
+def check(name: str, kind: Target, values: Tensor, size: tuple[int, int]) -> str:
+    """Compare all rows of a target with its declaration.
+
+    Args:
+        name: of the target, for messages.
+        kind: what it should be.
+        values: [N, ...] as stored.
+        size: height and width of the images.
+
+    Returns:
+        What there is, such as '[100, 5] int8, 0 to 1, mean 0.26, 3 of 500 unknown'.
+
+    Raises:
+        UserError: a value that cannot be, with its row.
+    """
+    low, high, total, known = math.inf, -math.inf, 0.0, 0
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        for wrong, why in _faults(kind, block, size):
+            if wrong.any():
+                row = int(wrong.flatten(1).any(1).nonzero()[0] if wrong.ndim > 1
+                          else wrong.nonzero()[0])  # fmt: skip
+                held = ", ".join(f"{value:g}" for value in block[row].flatten()[:5].tolist())
+                raise UserError(f"target '{name}', row {start + row}: {why} ({held} ...)")
+        there = block[~_unknown(kind, block)].double()
+        known += len(there)
+        if len(there):
+            low, high = min(low, float(there.min())), max(high, float(there.max()))
+            total += float(there.sum())
+    numbers = f"{low:g} to {high:g}, mean {total / known:.4g}" if known else "nothing known"
+    form = f"{list(values.shape)} {str(values.dtype).removeprefix('torch.')}"
+    return f"{form}, {numbers}, {values.numel() - known} of {values.numel()} unknown"
+
+
+def _unknown(kind: Target, values: Tensor) -> Tensor:
+    return values == IGNORED if kind.discrete else values.isnan()
+
+
+def _faults(
+    kind: Target, values: Tensor, size: tuple[int, int]
+) -> Iterator[tuple[Tensor, str]]:
+    """Where values [n, ...] cannot be, bool of n rows or [n, ...], and why not."""
+    unknown = _unknown(kind, values)
+    if kind.discrete:
+        top = 2 if kind.kind == "labels" else kind.classes
+        wrong = ~unknown & ((values < 0) | (values >= top))
+        yield wrong, f"expected 0 to {top - 1}, or {IGNORED} where it is unknown"
+        return
+    yield values.isinf(), "an infinite value"
+    if kind.kind not in ("points", "boxes"):
+        return
+    yield unknown.any(-1) != unknown.all(-1), "some of it is NaN and some is not"
+    places = values[..., :4] if kind.kind == "boxes" else values
+    limits = values.new_tensor(size[::-1]).repeat(places.shape[-1] // 2)
+    outside = (places < 0) | (places > limits)
+    yield outside, f"a place outside the image, {size[1]} wide and {size[0]} high"
+    if kind.kind == "boxes":
+        left, top, right, bottom, label = values.unbind(-1)
+        yield (right <= left) | (bottom <= top), "left, top, right, bottom without an area"
+        strange = (label != label.round()) | (label < 0) | (label >= max(1, kind.classes))
+        yield strange & ~label.isnan(), f"expected a class of 0 to {max(1, kind.classes) - 1}"
