@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # A file of the user's folder that is named like one of our modules must not win.
@@ -121,18 +122,19 @@ def show(data: BaseDataset, path: Path) -> None:
            for frame in frames.unbind(1)]  # fmt: skip
     changed = [_seen(view, info) for view in views]
     ends = np.cumsum([len(found) for _, found in lines])[:-1]
-    blocks = {
+    blocks: dict[str, list] = {
         name: np.split(np.concatenate(pictures, -1), ends)
         for name, pictures in (("raw", raw), ("augmented", changed))
     }
     if drawn := [known for _, found in lines if (known := labelled(data.path, found[:2]))]:
         blocks["labels"] = [np.stack(known) for known in drawn]
+    starts = [0, *ends.tolist()]
     for name, first, values in (("targets", raw[0], targets), ("moved", changed[0], moved)):
         if values:
-            starts = [0, *ends.tolist()]
-            shown = [_annotated(info, first, values, range(at, at + min(2, len(found))))
-                     for at, (_, found) in zip(starts, lines, strict=True)]  # fmt: skip
-            blocks[name] = shown
+            blocks[f"{name}: {_legend(info, values)}"] = [
+                _annotated(info, first, values, range(at, at + min(2, len(found))))
+                for at, (_, found) in zip(starts, lines, strict=True)
+            ]
     sheet([name for name, _ in lines], blocks, info.input_res).save(path)
     print(f"{path}: {len(rows)} training images: {', '.join(blocks)}")
 
@@ -219,6 +221,13 @@ def _annotated(
             pictures.append(annotated(images[row], info, values))
         pictures += [coloured(kinds[name], targets[name][row].numpy()) for name in maps]
     return pictures
+
+
+def _legend(info: DataInfo, names: Iterable[str]) -> str:
+    """Which targets the pictures of an image show, in their order."""
+    maps = [name for name in names if info.kind(name).kind == "map"]
+    first = " ".join(name for name in names if name not in maps)
+    return " | ".join([first] * bool(first) + maps)
 
 
 def annotated(image: np.ndarray, info: DataInfo, values: dict[str, Tensor]) -> np.ndarray:

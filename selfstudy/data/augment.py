@@ -5,6 +5,8 @@ another: it picks whole rows of the stored bytes (flip, crop), folds normalisati
 into one matrix an image, and sets pads and holes to 0 by one mask.
 """
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
@@ -99,7 +101,8 @@ class Augmentation:
         share_flip: bool = True,
         relabel_pose: bool = True,
     ):
-        self.info, self.transforms = info, transforms
+        self.info = info
+        self.transforms: dict[str, Any] = transforms  # some have more than `Transform` says
         # Plain floats, because constants are kept by value.
         self.mean, self.std = (tuple(map(float, v)) for v in (info.mean, info.std))
         self.transform_targets, self.share_flip = transform_targets, share_flip

@@ -184,7 +184,9 @@ class _Reader:
         if self.current[0] != key:
             self.current = (b"", None)  # free the old block before the new one comes
             self.current = (key, self._load(rows, key))
-        return self.current[1]
+        block = self.current[1]
+        assert block is not None  # it was loaded just now, or is known by its key
+        return block
 
     def _load(self, rows: np.ndarray, key: bytes) -> _Block:
         numbers = torch.from_numpy(rows).to(self.device)
@@ -192,7 +194,7 @@ class _Reader:
             return _Block(numbers, self.map, whole=True)
         expected, future = self.coming
         self.coming = (b"", None)
-        host = future.result() if expected == key else self._read(rows)
+        host = future.result() if future and expected == key else self._read(rows)
         columns = {name: part.to(self.device, non_blocking=True) for name, part in host.items()}
         return _Block(numbers, columns, whole=False)
 

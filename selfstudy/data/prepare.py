@@ -112,8 +112,9 @@ def fill(
             file[name] = np.asarray(values, np.int64)
     show = progress(f"preparing {path}", source.count)
     sums, squares, pixels, done = np.zeros(3), np.zeros(3), 0, 0
+    data: h5py.Dataset | None = None
     for block in source.images:
-        if not done:
+        if data is None:
             data = file.create_dataset("data", (source.count, *block.shape[1:]), np.uint8)
         data[done : done + len(block)] = block
         fit = block[: max(0, source.fit - done)].astype(np.float64)
@@ -127,7 +128,8 @@ def fill(
     file.attrs["mean"] = mean
     file.attrs["std"] = np.sqrt(squares / pixels - mean**2).clip(hdf5.STD_FLOOR)
     for name, values in declared.items():
-        shape = kinds[name].shape(source.count, *data.shape[-2:])
+        height, width = hdf5.array(file, "data").shape[-2:]
+        shape = kinds[name].shape(source.count, height, width)
         _write(file, name, values, shape, kinds[name].stored)
 
 

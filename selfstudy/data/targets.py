@@ -26,23 +26,26 @@ def check(name: str, kind: Target, values: Tensor, size: tuple[int, int]) -> str
     Raises:
         UserError: a value that cannot be, with its row.
     """
-    low, high, total, known = math.inf, -math.inf, 0.0, 0
+    low, high, added, known = math.inf, -math.inf, 0.0, 0
     for start in range(0, len(values), BLOCK):
         block = values[start : start + BLOCK]
         for wrong, why in _faults(kind, block, size):
             if wrong.any():
-                row = int(wrong.flatten(1).any(1).nonzero()[0] if wrong.ndim > 1
-                          else wrong.nonzero()[0])  # fmt: skip
-                held = ", ".join(f"{value:g}" for value in block[row].flatten()[:5].tolist())
-                raise UserError(f"target '{name}', row {start + row}: {why} ({held} ...)")
+                row = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
+                held = ", ".join(
+                    f"{v:g}" for v in block[row][wrong[row]].flatten()[:5].tolist()
+                )
+                raise UserError(f"target '{name}', row {start + row}: {why}, not {held}")
         there = block[~_unknown(kind, block)].double()
         known += len(there)
         if len(there):
             low, high = min(low, float(there.min())), max(high, float(there.max()))
-            total += float(there.sum())
-    numbers = f"{low:g} to {high:g}, mean {total / known:.4g}" if known else "nothing known"
+            added += float(there.sum())
+    numbers = f"{low:g} to {high:g}, mean {added / known:.4g}" if known else "nothing known"
     form = f"{list(values.shape)} {str(values.dtype).removeprefix('torch.')}"
-    return f"{form}, {numbers}, {values.numel() - known} of {values.numel()} unknown"
+    unit = values.shape[-1] if kind.kind in ("points", "boxes") else 1  # counts as one
+    total = values.numel() // unit
+    return f"{form}, {numbers}, {total - known // unit} of {total} unknown"
 
 
 def _unknown(kind: Target, values: Tensor) -> Tensor:
@@ -59,16 +62,16 @@ def _faults(
         wrong = ~unknown & ((values < 0) | (values >= top))
         yield wrong, f"expected 0 to {top - 1}, or {IGNORED} where it is unknown"
         return
-    yield values.isinf(), "an infinite value"
+    yield values.isinf(), "expected a finite value or NaN"
     if kind.kind not in ("points", "boxes"):
         return
-    yield unknown.any(-1) != unknown.all(-1), "some of it is NaN and some is not"
+    yield unknown.any(-1) != unknown.all(-1), "expected all of it to be known, or all NaN"
     places = values[..., :4] if kind.kind == "boxes" else values
     limits = values.new_tensor(size[::-1]).repeat(places.shape[-1] // 2)
-    outside = (places < 0) | (places > limits)
-    yield outside, f"a place outside the image, {size[1]} wide and {size[0]} high"
+    outside = ((places < 0) | (places > limits)).any(-1)
+    yield outside, f"expected a place in the image, {size[1]} wide and {size[0]} high"
     if kind.kind == "boxes":
         left, top, right, bottom, label = values.unbind(-1)
-        yield (right <= left) | (bottom <= top), "left, top, right, bottom without an area"
+        yield (right <= left) | (bottom <= top), "expected left < right and top < bottom"
         strange = (label != label.round()) | (label < 0) | (label >= max(1, kind.classes))
         yield strange & ~label.isnan(), f"expected a class of 0 to {max(1, kind.classes) - 1}"

@@ -90,10 +90,9 @@ class Transform(ABC):
             moved = _turn(moved, matrix, kind.vectors)
         if kind.unknown == 0:  # which `apply` puts there
             return moved
-        whole = torch.ones(
-            len(target), *target.shape[-2:], dtype=torch.bool, device=target.device
-        )
-        shown = self.apply(whole, params)
+        size = target.shape[-2:]
+        whole = torch.ones(len(target), *size, dtype=torch.uint8, device=target.device)
+        shown = self.apply(whole, params) > 0
         return torch.where(shown if target.ndim == 3 else shown[:, None], moved, kind.unknown)
 
     def _move_points(
