@@ -26,7 +26,7 @@ from selfstudy import configure, extra, registry  # noqa: E402
 from selfstudy.data.augment import augment  # noqa: E402
 from selfstudy.data.dataset import SPLITS, BaseDataset  # noqa: E402
 from selfstudy.data.targets import check  # noqa: E402
-from selfstudy.evaluate.pictures import PALETTE, seen  # noqa: E402
+from selfstudy.evaluate.pictures import PALETTE, displayable  # noqa: E402
 from selfstudy.types import IGNORED, DataInfo, Target  # noqa: E402
 from util import color, hdf5  # noqa: E402
 from util.errors import UserError, nearest, reports_errors  # noqa: E402
@@ -118,9 +118,9 @@ def show(data: BaseDataset, path: Path) -> None:
     targets = {name: info.kind(name).loaded(columns[name][rows]) for name in info.kinds}
     views, moved = _augmented(info, images, targets)
     frames = images if images.ndim == 5 else images[:, None]
-    raw = [frame.numpy() if info.stored == "uint8" else _seen(frame, info)
+    raw = [frame.numpy() if info.stored == "uint8" else _displayable(frame, info)
            for frame in frames.unbind(1)]  # fmt: skip
-    changed = [_seen(view, info) for view in views]
+    changed = [_displayable(view, info) for view in views]
     ends = np.cumsum([len(found) for _, found in lines])[:-1]
     blocks: dict[str, list] = {
         name: np.split(np.concatenate(pictures, -1), ends)
@@ -150,8 +150,8 @@ def _augmented(
     return change(images, moving, torch.Generator().manual_seed(0), 1)
 
 
-def _seen(views: Tensor, info: DataInfo) -> np.ndarray:
-    return seen(views, info).transpose(0, 3, 1, 2)
+def _displayable(views: Tensor, info: DataInfo) -> np.ndarray:
+    return displayable(views, info).transpose(0, 3, 1, 2)
 
 
 def _lines(data: BaseDataset, columns: dict[str, Tensor]) -> list[tuple[str, list[int]]]:

@@ -114,8 +114,8 @@ def _archive(folder: str, name: str, md5: str, labels: int) -> dict[str, bytes]:
         fetch(URL + name, path, md5, advice)
     try:
         with tarfile.open(path) as archive:
-            members = [member for member in archive if member.isfile()]
-            return {Path(m.name).name: archive.extractfile(m).read() for m in members}
+            opened = {Path(member.name).name: archive.extractfile(member) for member in archive}
+            return {name: file.read() for name, file in opened.items() if file}
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it") from None
 

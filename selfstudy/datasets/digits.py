@@ -31,7 +31,7 @@ class DigitsDataset(BaseDataset):
         """The digits of scikit-learn, scaled up bilinearly and to bytes."""
         from sklearn.datasets import load_digits
 
-        images, labels = load_digits(return_X_y=True)
+        images, labels = map(np.asarray, load_digits(return_X_y=True))
         rows = stratified(labels, SIZES, seed=0)
         pixels = np.rint(images[rows].reshape(-1, 1, 8, 8) * (255 / BRIGHTEST)).astype(np.uint8)
         return Source(

@@ -106,13 +106,14 @@ class STL10Dataset(BaseDataset):
         folds = np.zeros(sum(counts.values()), np.int64)
         first = counts["unlabelled"]
         folds[first : first + counts["train"]] = _folds(files, counts["train"])
+        names = [str(name) for name in files.text(NAMES).split()]
         return Source(
             count=sum(counts.values()),
             images=(resized(block, self.input_res) for block in _pictures(files)),
             targets={"targets": np.concatenate(labels), "folds": folds},
             splits=counts,
             fit=first + counts["train"] - counts["train"] // 10,  # without the validation
-            classes=files.text(NAMES).split() or CLASSES,
+            classes=names or CLASSES,
         )
 
 
@@ -161,7 +162,11 @@ class _Files:
     def open(self, name: str) -> IO[bytes]:
         """The file, for reading; of an archive nothing is written to the disk."""
         member = self.members.get(name)
-        return self.archive.extractfile(member) if member else (self.folder / name).open("rb")
+        if member is None:
+            return (self.folder / name).open("rb")
+        file = self.archive.extractfile(member)
+        assert file is not None, "members are plain files"
+        return file
 
     def text(self, name: str) -> str:
         """The whole of a small file, empty when there is none."""

@@ -102,6 +102,7 @@ class SynDataset(BaseDataset):
             return
         images, res, processes = self.render_images, self.input_res, cpus()
         produce.check(images, res, processes)
+        assert self.variant is not None, "`find` refuses a missing file of another name"
         scenes = default_world(self.variant)
         seconds = produce.seconds(scenes.objects, images, res) / processes
         print(f"data set '{self.variant}' is not there: {images} pictures of {res}x{res} are "

@@ -164,27 +164,12 @@ def _from_card(data: Any, name: str) -> DataInfo:
         fields: dict[str, Any] = {
             item.name: data[item.name] for item in dataclasses.fields(DataInfo)
         }
-<<<<<<< HEAD
         fields |= {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
         fields["kinds"] = {key: Target(**kind | {"mirror": tuple(kind["mirror"])})
                            for key, kind in fields["kinds"].items()}  # fmt: skip
         info = DataInfo(**fields)
         sizes = (info.channels, info.frames, info.input_res, *info.rows.values(),
                  *info.targets.values())  # fmt: skip
-=======
-        numbers = {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
-        kinds = {key: Target(**kind | {"mirror": tuple(kind["mirror"])})
-                 for key, kind in fields["kinds"].items()}  # fmt: skip
-        fields |= numbers | {"kinds": kinds}
-        info = DataInfo(**fields)
-        sizes = (
-            info.channels,
-            info.frames,
-            info.input_res,
-            *info.rows.values(),
-            *info.targets.values(),
-        )
->>>>>>> 1f831fa (Target kinds: tests against loops, sheets, verification; how to declare each, and the file layout)
         plain = all(isinstance(size, int) and size >= 0 for size in sizes)
         if not plain or not len(info.mean) == len(info.std) == info.channels:
             raise ValueError("numbers that do not fit")
