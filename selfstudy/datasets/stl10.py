@@ -22,7 +22,7 @@ MD5 = "91f7769df0f17e558f3565bffb0c7dfb"  # of the archive, as published
 PICTURES = {"unlabelled": "unlabeled_X.bin", "train": "train_X.bin", "test": "test_X.bin"}
 LABELS = {"train": "train_y.bin", "test": "test_y.bin"}
 FOLDS, NAMES = "fold_indices.txt", "class_names.txt"
-CLASSES = "airplane bird car cat deer dog horse monkey ship truck".split()
+CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 SIZE = 96  # pixels
 BYTES = 3 * SIZE**2  # of a picture
 BLOCK = 500  # pictures read together
@@ -106,14 +106,13 @@ class STL10Dataset(BaseDataset):
         folds = np.zeros(sum(counts.values()), np.int64)
         first = counts["unlabelled"]
         folds[first : first + counts["train"]] = _folds(files, counts["train"])
-        names = [str(name) for name in files.text(NAMES).split()]
         return Source(
             count=sum(counts.values()),
             images=(resized(block, self.input_res) for block in _pictures(files)),
             targets={"targets": np.concatenate(labels), "folds": folds},
             splits=counts,
             fit=first + counts["train"] - counts["train"] // 10,  # without the validation
-            classes=names or CLASSES,
+            classes=files.text(NAMES).split() or CLASSES,
         )
 
 
