@@ -30,7 +30,6 @@ from selfstudy.configure import Spec
 from selfstudy.experiment import rehearsal, summary
 from selfstudy.experiment import resources as shares
 from selfstudy.experiment.plan import Plan, Row
-from selfstudy.storage.manifest import read_lines
 from selfstudy.train.simulation import Simulation
 from util import files
 from util.environment import cpus
@@ -117,14 +116,14 @@ def problems(plan: Plan) -> list[str]:
         found.append(f"{len(names)} of {plan.total} trials")
     if folders != sorted(set(names)) or len(set(names)) != len(names):
         found.append(f"folders and trials differ: {sorted(set(folders) ^ set(names))}")
-    if torn := read_lines(plan.folder / paths.JOURNAL)[1]:
+    if torn := files.scan_lines(plan.folder / paths.JOURNAL)[1]:
         found.append(f"{torn} lines of the journal are torn")
     statuses = plan.statuses()
     for row in plan.rows:
         lines, status = plan.results(row), statuses[row.name]
         if status not in ("done", "stopped"):
             found.append(f"{row.name} is {status}")
-        if read_lines(plan.folder / row.name / paths.RESULT)[1]:
+        if files.scan_lines(plan.folder / row.name / paths.RESULT)[1]:
             found.append(f"{row.name} has torn lines")
         wrong = _jumps if any("exploited" in line for line in lines) else _differs
         found += [f"{row.name}: {text}" for text in wrong(plan, row, lines)]

@@ -37,7 +37,7 @@ from selfstudy.analysis.results import Experiment, TrialRecord  # noqa: E402
 from selfstudy.storage.manifest import STATUSES  # noqa: E402
 from util import files  # noqa: E402
 from util.errors import UserError, nearest, printable, reports_errors  # noqa: E402
-from util.progress import clock, table  # noqa: E402
+from util.text import clock, table  # noqa: E402
 
 SCHEMA = 1
 

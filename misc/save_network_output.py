@@ -31,7 +31,7 @@ from selfstudy.evaluate.encoder import Encoder, Pixels  # noqa: E402
 from selfstudy.storage import checkpoints, snapshot  # noqa: E402
 from selfstudy.storage.snapshot import Snapshot  # noqa: E402
 from util.errors import UserError, cause, printable, reports_errors  # noqa: E402
-from util.progress import table  # noqa: E402
+from util.text import table  # noqa: E402
 
 AMOUNTS = [100, 250, 1000, 4000, 16000, 50000]  # labelled images, as published
 DENSE_AMOUNTS = [100, 250, 1000, 4000]

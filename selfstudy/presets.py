@@ -22,7 +22,8 @@ from selfstudy.experiment.plan import Plan
 from selfstudy.train.session import Session
 from util.environment import cpus
 from util.errors import UserError, nearest
-from util.progress import ProgressTable, Shown
+from util.forecast import TrialProgress
+from util.progress import ProgressTable
 
 # Parameter -> what it binds; of several names those that the run has, at least one. Names
 # without a dot are macros of the recipes.
@@ -229,7 +230,9 @@ class Preset:
         resources, _ = shares.fit(plan.exp_args["resources_per_trial"], cpus(), devices.gpus())
         (row,) = plan.rows
         last = plan.last(row)
-        shown = {row.name: Shown({}, found.rounds[row.name], last.get("round", 0), last=last)}
+        shown = {
+            row.name: TrialProgress({}, found.rounds[row.name], last.get("round", 0), last=last)
+        }
         metric, mode = plan.objectives[0]
         with plan.lock(), Interrupts(plan.folder) as interrupts:
             if not plan.exists():

@@ -16,7 +16,8 @@ from selfstudy.experiment.plan import Plan
 from selfstudy.storage.mirror import Mirror
 from util.environment import cpus
 from util.errors import UserError, cause
-from util.progress import ProgressTable, Shown
+from util.forecast import TrialProgress
+from util.progress import ProgressTable
 
 if TYPE_CHECKING:  # it imports torch
     from selfstudy.experiment.preflight import Preflight
@@ -92,14 +93,16 @@ def show_room(plan: Plan, found: "Preflight") -> None:
         print(disk.check_room(plan, needed))
 
 
-def shown(plan: Plan, found: "Preflight") -> dict[str, Shown]:
+def shown(plan: Plan, found: "Preflight") -> dict[str, TrialProgress]:
     """The trials as the progress shows them."""
     statuses, trials = plan.statuses(), {}
     for row in plan.rows:
         last, status = plan.last(row), statuses[row.name]
         status = status if status in ("done", "stopped", "diverged") else "planned"
         rounds = found.rounds[row.name]
-        trials[row.name] = Shown(row.overrides, rounds, last.get("round", 0), status, last)
+        trials[row.name] = TrialProgress(
+            row.overrides, rounds, last.get("round", 0), status, last
+        )
     return trials
 
 

@@ -36,7 +36,7 @@ from selfstudy.storage.checkpoints import is_snapshot, short_name, under_experim
 from util import files
 from util.environment import cpus
 from util.errors import UserError, nearest
-from util.progress import clock, table
+from util.text import clock, table
 
 SCHEMA = 1
 PRETRAINED = "Wrapper.pretrained"

@@ -216,7 +216,7 @@ def test_a_trial_is_closed_as_often_as_one_likes(folder):
     assert trial.step() == trial.result
 
 
-@pytest.mark.parametrize("name", [paths.WRITER, paths.RESULT, paths.PARAMS, paths.CONFIG])
+@pytest.mark.parametrize("name", [paths.WRITER, paths.PARAMS, paths.CONFIG])
 def test_nothing_is_written_through_a_link(folder, name):
     victim, trial = folder / "victim", folder / "t" / "e_0"
     victim.write_text("precious")
@@ -224,6 +224,16 @@ def test_nothing_is_written_through_a_link(folder, name):
     (trial / name).symlink_to(victim)
     run(folder, Policy(checkpoint_freq=1))
     assert victim.read_text() == "precious"
+
+
+def test_results_are_not_read_through_a_link(folder):
+    victim, trial = folder / "victim", folder / "t" / "e_0"
+    victim.write_text('{"round": 1, "done": true}\n')
+    trial.mkdir(parents=True)
+    (trial / paths.RESULT).symlink_to(victim)
+    with pytest.raises(UserError, match="result.json cannot be read"):
+        run(folder, Policy(checkpoint_freq=1))
+    assert victim.read_text() == '{"round": 1, "done": true}\n'
 
 
 def test_a_trials_folder_is_no_link(folder):

@@ -7,9 +7,10 @@ import threading
 import pytest
 from rich.console import Console
 
-from util import live, progress
+from util import live, progress, text
 from util.errors import UserError, cause, nearest, printable, reports_errors
-from util.progress import ProgressTable, Shown
+from util.forecast import TrialProgress
+from util.progress import ProgressTable
 
 EVIL = "\x1b]0;x\x07[red]"
 
@@ -37,7 +38,10 @@ def result(number, done=False, metric=0.5, rounds=4, seconds=1.25):
 
 def trials(count, rounds=4, total=0, quiet=False, mode="max", **more):
     """So many trials, e_0000 and on, that differ in their learning rate."""
-    rows = {f"e_{i:04d}": Shown({"optim.lr": i / 8, "same": 1}, rounds) for i in range(count)}
+    rows = {
+        f"e_{i:04d}": TrialProgress({"optim.lr": i / 8, "same": 1}, rounds)
+        for i in range(count)
+    }
     return ProgressTable(rows, total=total or count, metric="mean_accuracy", mode=mode,
                          quiet=quiet, **more)  # fmt: skip
 
@@ -206,8 +210,8 @@ def test_eta_expects_that_others_are_stopped_too(now):
 
 def test_what_was_done_before_counts():
     before = result(4, done=True, metric=0.75)
-    rows = {"e_0000": Shown({}, 4, 4, "done", before),
-            "e_0001": Shown({}, 4, 1, "running", result(1, metric=None))}  # fmt: skip
+    rows = {"e_0000": TrialProgress({}, 4, 4, "done", before),
+            "e_0001": TrialProgress({}, 4, 1, "running", result(1, metric=None))}  # fmt: skip
     shown = ProgressTable(rows, total=2, metric="mean_accuracy", mode="max", quiet=True)
     assert shown.share == pytest.approx(5 / 8) and shown.eta() == "00:04"
     assert rows["e_0001"].status == "planned" and rows["e_0000"].best == 0.75
@@ -267,7 +271,7 @@ def test_those_that_run_are_never_cut_off():
 
 @pytest.mark.parametrize(("width", "height"), [(20, 5), (40, 10), (80, 24), (120, 40), (9, 2)])
 def test_the_picture_fits_the_terminal(width, height):
-    rows = {f"e_a=b_{i:04d}": Shown({"x.name": "long " * 99, "y.lr": [i / 7] * 99,
+    rows = {f"e_a=b_{i:04d}": TrialProgress({"x.name": "long " * 99, "y.lr": [i / 7] * 99,
                                     "z.seed": i, "w.size": "\u6f22" * i}, 1e6)
             for i in range(60)}  # fmt: skip
     shown = ProgressTable(rows, total=60, metric="mean_accuracy", mode="max", quiet=True,
@@ -281,7 +285,8 @@ def test_the_picture_fits_the_terminal(width, height):
 
 
 def test_a_narrow_terminal_does_without_what_matters_least():
-    rows = {f"e_{i:04d}": Shown({"optim.lr": 0.00012345 * i, "optim.optim_fn": "SGD" * i}, 4)
+    rows = {f"e_{i:04d}": TrialProgress({"optim.lr": 0.00012345 * i,
+                                      "optim.optim_fn": "SGD" * i}, 4)
             for i in range(3)}  # fmt: skip
     shown = ProgressTable(rows, total=3, metric="mean_accuracy", mode="max", quiet=True)
     ran(shown, "e_0002")
@@ -294,19 +299,19 @@ def test_a_narrow_terminal_does_without_what_matters_least():
 def test_headings_are_what_varies_by_its_last_part_where_that_is_clear():
     rows = [{"a.lr": 1, "b.lr": 1, "c.seed": 1, "d.same": 1, "e.round": 1},
             {"a.lr": 2, "b.lr": 2, "c.seed": 2, "d.same": 1}]  # fmt: skip
-    assert progress.headings(rows) == {
+    assert text.headings(rows) == {
         "a.lr": "a.lr", "b.lr": "b.lr", "c.seed": "seed", "e.round": "e.round",
     }  # fmt: skip
-    assert progress.short_names(["e_x=1_0001", "e_0002", "e"]) == {
+    assert text.short_names(["e_x=1_0001", "e_0002", "e"]) == {
         "e_x=1_0001": "0001", "e_0002": "0002", "e": "e",
     }  # fmt: skip
-    assert progress.short_names(["a_01", "b_01"]) == {"a_01": "a_01", "b_01": "b_01"}
+    assert text.short_names(["a_01", "b_01"]) == {"a_01": "a_01", "b_01": "b_01"}
 
 
 def test_settings_and_figures_are_short():
-    said = [progress.setting(value) for value in (0.1 + 0.2, 1e-5, [0, 1 / 3], None, "a\x1b")]
+    said = [text.setting(value) for value in (0.1 + 0.2, 1e-5, [0, 1 / 3], None, "a\x1b")]
     assert said == ["0.3", "1e-05", "[0, 0.3333]", "None", "a "]
-    assert [progress.figure(value) for value in (None, 0.5, 0, 1e-5, 1234.5)] == [
+    assert [text.figure(value) for value in (None, 0.5, 0, 1e-5, 1234.5)] == [
         "-", "0.5000", "0.0000", "1e-05", "1234",
     ]  # fmt: skip
 
@@ -324,7 +329,7 @@ def test_a_search_adds_trials_and_the_rung_has_a_column():
 
 
 def test_nothing_injects_into_the_picture():
-    rows = {f"{EVIL}_{i}": Shown({f"a.{EVIL}": EVIL * (i + 1)}, 4) for i in range(2)}
+    rows = {f"{EVIL}_{i}": TrialProgress({f"a.{EVIL}": EVIL * (i + 1)}, 4) for i in range(2)}
     for total, height in ((2, 24), (2, 5), (1, 24)):
         shown = ProgressTable(dict(list(rows.items())[:total]), total=total, metric=EVIL,
                               mode="max", quiet=True, slots=EVIL,
@@ -446,11 +451,11 @@ def test_the_trials_go_on_when_the_terminal_is_gone(monkeypatch, tty):
 
 
 def test_clock_table_and_summary():
-    assert [progress.clock(s) for s in (-3, 59.6, 3723)] == ["00:00", "01:00", "1:02:03"]
-    text = progress.table([["a\x1b]0;x\x07", "0.5"], ["bb", "10"]], ["name", "x"])
-    assert text.splitlines() == ["name       x", "a ]0;x   0.5", "bb        10"]
+    assert [text.clock(s) for s in (-3, 59.6, 3723)] == ["00:00", "01:00", "1:02:03"]
+    aligned = text.table([["a\x1b]0;x\x07", "0.5"], ["bb", "10"]], ["name", "x"])
+    assert aligned.splitlines() == ["name       x", "a ]0;x   0.5", "bb        10"]
     diverged = {"round": 2, "rounds": 4.0, "train_loss": None, "round_s": None}
-    assert progress.summary(diverged) == "round 2/4"
+    assert text.summary(diverged) == "round 2/4"
 
 
 def test_errors_become_one_line_and_a_code(capsys):

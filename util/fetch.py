@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError
-from util.progress import clock
+from util.text import clock
 
 CONNECT_SECONDS = 4
 EVERY, SHORT = 30.0, 5.0  # seconds between plain lines of progress, and until the last one

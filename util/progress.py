@@ -1,20 +1,17 @@
 """Progress with an estimate of the time left: a table on a terminal, plain lines elsewhere."""
 
-import bisect
 import collections
 import contextlib
-import dataclasses
-import itertools
 import math
-import re
-import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from util.errors import printable
+from util.forecast import AT_WORK, ENDED, Forecast, TrialProgress
+from util.text import clock, figure, finite, headings, setting, short_names, summary
 
 if TYPE_CHECKING:  # rich is imported when there is something to draw
     from rich.console import RenderableType
@@ -26,193 +23,10 @@ HEARTBEAT = 60.0  # seconds until a plain line within a long round
 REFRESH = 0.25  # seconds between two pictures; without news it is one a second
 RECENT = 99  # rounds that the median pace is taken of
 
-ENDED = ("done", "stopped", "failed", "diverged")
-AT_WORK = ("running", "retried")
-HEADS = ("trial", "status", "round", "last", "best", "rung", "s/round", "ETA")
 COLORS = {
     "running": "cyan", "retried": "yellow", "done": "green", "stopped": "blue",
     "failed": "red", "diverged": "red", "interrupted": "yellow",
 }  # fmt: skip
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 12:34 or 1:02:03."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
-
-
-def table(rows: list[list[Any]], header: list[str]) -> str:
-    """Rows as aligned text; numbers to the right, nothing that could drive a terminal."""
-    cells = [[printable(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    numeric = [all(isinstance(row[i], (int, float)) or _number(row[i]) for row in rows)
-               for i in range(len(header))]  # fmt: skip
-    lines = []
-    for row in cells:
-        parts = [cell.rjust(width) if right else cell.ljust(width)
-                 for cell, width, right in zip(row, widths, numeric, strict=True)]  # fmt: skip
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)
-
-
-def _number(cell: Any) -> bool:
-    return isinstance(cell, str) and cell.replace(".", "", 1).replace("-", "", 1).isdigit()
-
-
-def summary(result: dict[str, Any]) -> str:
-    """A round's result in a few words: round, accuracies, seconds."""
-    words = [f"round {result['round']:g}/{result['rounds']:g}"]
-    for name in ("train_loss", "train_accuracy", "valid_accuracy", "test_accuracy"):
-        if isinstance(result.get(name), float):
-            words.append(f"{name} {result[name]:.4f}")
-    if _finite(result.get("round_s")) is not None:
-        words.append(f"{result['round_s']:.1f} s/round")
-    return "  ".join(words)
-
-
-def _finite(value: Any) -> float | None:
-    """A number that can be compared, else None."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
-
-
-def figure(value: float | None) -> str:
-    """A metric or a pace in few digits."""
-    if value is None:
-        return "-"
-    if value == 0 or 1e-3 <= abs(value) < 100:
-        return f"{value:.4f}"
-    return f"{value:.4g}" if abs(value) >= 100 else f"{value:.2g}"
-
-
-def setting(value: Any) -> str:
-    """A parameter's value in few digits, as long as a table could ever want it."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(setting(item) for item in itertools.islice(value, 20)) + "]"
-    return printable(str(value)[:100])
-
-
-@dataclasses.dataclass
-class Shown:
-    """A trial as it is shown.
-
-    Attributes:
-        values: gin name -> value that it overrides.
-        rounds: its limit.
-        round: rounds done so far.
-        status: "planned" or "interrupted" while it is still to run, else how it ended.
-        last: its last result.
-        best: the best value of the metric so far; if None, that of `last`.
-    """
-
-    values: dict[str, Any]
-    rounds: float
-    round: float = 0.0
-    status: str = "planned"
-    last: dict[str, Any] = dataclasses.field(default_factory=dict)
-    best: float | None = None
-
-    def __post_init__(self):
-        self.within = 0.0  # share of the current round
-        self.where = ""  # such as "train 3/40"
-        self.rung = ""
-        self.heard = False  # whether a result has come since it started
-        self.began = self.since = 0.0  # when this round began, when we last heard of it
-        self.paces = collections.deque(maxlen=9)  # seconds of its last rounds
-        pace = _finite(self.last.get("round_s"))
-        if pace is not None:
-            self.paces.append(pace)
-
-    @property
-    def at(self) -> float:
-        """Rounds done, with the share of the current one."""
-        return min(self.round + self.within, max(self.rounds, self.round))
-
-    @property
-    def share(self) -> float:
-        """Of its rounds, 0 to 1."""
-        return min(1.0, self.at / self.rounds) if self.rounds > 0 else 1.0
-
-    def begin(self, now: float) -> None:
-        """It runs from now on; starting up is no part of a round."""
-        self.status, self.heard, self.within, self.where = "running", False, 0.0, ""
-        self.began = self.since = now
-
-    def take(self, result: dict[str, Any], now: float) -> float | None:
-        """One more result; returns how long its round took, with saving and waiting."""
-        own = _finite(result.get("round_s"))
-        pace = max(now - self.began, own or 0.0) if self.heard else own
-        self.last, self.round = result, result["round"]
-        self.rounds = _finite(result.get("rounds")) or self.rounds
-        self.status, self.heard, self.within = "running", True, 0.0
-        self.began = self.since = now
-        if pace is not None:
-            self.paces.append(pace)
-        return pace
-
-
-class _Forecast:
-    """How much is left, as far as the trials so far tell.
-
-    A scheduler ends most trials early. So a trial is expected to use the mean share of its
-    rounds that the ended ones used; one that is beyond some of them, that of the others.
-    """
-
-    def __init__(self, trials: Iterable[Shown], total: int, paces: Iterable[float]):
-        self.trials = list(trials)
-        self.used = sorted(one.share for one in self.trials
-                           if one.status in ("done", "stopped", "diverged"))  # fmt: skip
-        self.sums = [0.0, *itertools.accumulate(self.used)]
-        # Within the first round of all, its share tells the pace.
-        self.pace = _median(paces) or _median(
-            (one.since - one.began) / one.within for one in self.trials if one.within
-        )
-        unknown = total - len(self.trials)  # a search will suggest them
-        mean = statistics.fmean(one.rounds for one in self.trials) if self.trials else 1.0
-        self.unknown, self.later = unknown, unknown * mean * self._end(0.0)
-
-    def _end(self, share: float) -> float:
-        """The share of its rounds at which a trial that has come so far will end."""
-        first = bisect.bisect_right(self.used, share)
-        beyond = len(self.used) - first
-        return (self.sums[-1] - self.sums[first]) / beyond if beyond else 1.0
-
-    def left(self, one: Shown) -> float:
-        """Rounds that a trial will still do."""
-        ended = one.status in ENDED
-        return 0.0 if ended else max(0.0, self._end(one.share) - one.share) * one.rounds
-
-    def share(self) -> float:
-        """The share of all rounds that is done."""
-        done = sum(one.at for one in self.trials)
-        left = sum(map(self.left, self.trials)) + self.later
-        return done / (done + left) if left else 1.0
-
-    def seconds(self, one: Shown, rounds: float, now: float) -> float:
-        """The time that so many rounds of a trial take, what has passed of them deducted."""
-        pace = _median(one.paces) or self.pace or 0.0
-        passed = now - one.since if one.status in AT_WORK else 0.0
-        return max(0.0, pace * rounds - min(passed, pace))
-
-    def seconds_left(self, side: int, now: float) -> float | None:
-        """The time until all have ended, so many of them side by side; None: who knows."""
-        times = {id(one): self.seconds(one, self.left(one), now)
-                 for one in self.trials if one.status not in ENDED}  # fmt: skip
-        count = len(times) + self.unknown
-        if count and self.pace is None:
-            return None
-        slowest = max((times[id(one)] for one in self.trials if one.status in AT_WORK),
-                      default=0.0)  # fmt: skip
-        work = sum(times.values()) + self.later * (self.pace or 0.0)
-        return max(work / max(1, min(side, count)), slowest)
-
-
-def _median(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return statistics.median(values) if values else None
 
 
 class ProgressTable:
@@ -230,7 +44,7 @@ class ProgressTable:
 
     def __init__(
         self,
-        trials: dict[str, Shown],
+        trials: dict[str, TrialProgress],
         *,
         total: int,
         metric: str,
@@ -283,7 +97,7 @@ class ProgressTable:
     def add(self, name: str, values: dict[str, Any], rounds: float) -> None:
         """A search algorithm has suggested another trial."""
         with self._changes():
-            self.trials[name] = Shown(values, rounds)
+            self.trials[name] = TrialProgress(values, rounds)
             self.total = max(self.total, len(self.trials))
             self._named = None
 
@@ -390,14 +204,14 @@ class ProgressTable:
             yield
             self._news = True
 
-    def _forecast(self) -> _Forecast:
-        return _Forecast(self.trials.values(), self.total, self._paces)
+    def _forecast(self) -> Forecast:
+        return Forecast(self.trials.values(), self.total, self._paces)
 
-    def _judge(self, one: Shown) -> None:
+    def _judge(self, one: TrialProgress) -> None:
         """What its last result says: the rung it has reached, and whether it is its best."""
         if self.rung:
             one.rung = self.rung(one.last)
-        value = _finite(one.last.get(self.metric))
+        value = finite(one.last.get(self.metric))
         if value is not None and (one.best is None or self.sign * (value - one.best) > 0):
             one.best = value
 
@@ -425,7 +239,7 @@ class ProgressTable:
 
     def _alone(self) -> str:
         """How far the only trial is."""
-        one = next(iter(self.trials.values()), Shown({}, 1.0))
+        one = next(iter(self.trials.values()), TrialProgress({}, 1.0))
         at = self.info or f"round {one.round:g}/{one.rounds:g}"
         return f"{at}  {one.where}" if one.where and not self._screen else at
 
@@ -444,11 +258,11 @@ class ProgressTable:
             ]
             return self._footer() + "".join(within[:1])
 
-    def _outcome(self, one: Shown) -> str:
+    def _outcome(self, one: TrialProgress) -> str:
         """What a trial that has ended reached, and what is left to the others."""
         text = ""
         if one.last:
-            last = figure(_finite(one.last.get(self.metric)))
+            last = figure(finite(one.last.get(self.metric)))
             best = f" (best {figure(one.best)})" if one.best is not None else ""
             text = f" - round {one.round:g}/{one.rounds:g} - {self.metric} {last}{best}"
         return f"{text} - ETA {self.eta()}" if self.total > 1 else text
@@ -490,7 +304,7 @@ class ProgressTable:
         )
         return sorted(wanted[:room], key=order.__getitem__)
 
-    def _rank(self, one: Shown) -> tuple[int, float]:
+    def _rank(self, one: TrialProgress) -> tuple[int, float]:
         if one.best is not None:
             return 0, -self.sign * one.best
         return (1 if one.status in AT_WORK else 2 if one.status in ENDED else 3), 0.0
@@ -540,7 +354,7 @@ class ProgressTable:
         return columns + [Column(head, cells, True, spare) for head, cells, spare in numbers
                           if head != "rung" or self.rung]  # fmt: skip
 
-    def _times(self, trials: list[Shown]) -> list[str]:
+    def _times(self, trials: list[TrialProgress]) -> list[str]:
         """When each that is at work will have done all its rounds."""
         forecast, now = self._forecast(), time.monotonic()
         return [
@@ -554,27 +368,11 @@ def _numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
 
 
-def _place(one: Shown) -> str:
+def _place(one: TrialProgress) -> str:
     at = f"{math.floor(one.at * 10) / 10:.1f}" if one.where else f"{one.at:g}"
     return f"{at}/{one.rounds:g}"
 
 
 def _value(value: Any, form: str = "") -> str:
-    number = _finite(value)
+    number = finite(value)
     return "" if number is None else format(number, form) if form else figure(number)
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The number at the end of a trial's name, where it has one of its own."""
-    ends = {name: (re.search(r"\d+$", name) or [name])[0] for name in names}
-    count = collections.Counter(ends.values())
-    return {name: end if count[end] == 1 else name for name, end in ends.items()}
-
-
-def headings(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The names whose values differ between rows, by their last part where that is clear."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    vary = [name for name in names if len({repr(row.get(name)) for row in rows}) > 1]
-    leaves = collections.Counter([*HEADS, *(name.rpartition(".")[2] for name in vary)])
-    return {name: leaf if leaves[leaf := name.rpartition(".")[2]] == 1 else name
-            for name in vary}  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Any
 
 from selfstudy.analysis import results
 from selfstudy.analysis.results import TrialRecord
-from util.progress import headings, table
+from util.text import headings, table
 
 WIDEST = 40  # characters of a table's cell
 

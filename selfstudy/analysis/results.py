@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import paths
-from selfstudy.storage import manifest as manifests
 from selfstudy.storage.checkpoints import (
     is_snapshot,
     is_trial,
@@ -26,6 +25,7 @@ from selfstudy.storage.checkpoints import (
     under_experiments,
 )
 from selfstudy.storage.manifest import Manifest
+from util import files
 from util.errors import UserError, nearest, printable
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def study(folder: Path) -> dict[str, Any]:
     texts).
     """
     try:
-        told = manifests.read_object(folder / paths.STUDY)
+        told = files.read_object(folder / paths.STUDY)
     except (OSError, ValueError):
         return {}
     chosen = told.get("chosen")
@@ -317,7 +317,7 @@ def _add_planned(found: Experiment) -> None:
 
 def _read_rounds(found: Experiment, trial: TrialRecord) -> None:
     try:
-        lines, torn = manifests.read_lines(trial.folder / paths.RESULT)
+        lines, torn = files.scan_lines(trial.folder / paths.RESULT)
     except UserError as error:
         found.unreadable.append(f"{found.name}/{trial.name}: {error.text}")
         return
@@ -383,7 +383,7 @@ def _add_trial(found: Experiment, folder: Path) -> None:
 
 def _params(found: Experiment, trial: TrialRecord) -> dict[str, Any]:
     try:
-        return manifests.read_object(trial.folder / paths.PARAMS)
+        return files.read_object(trial.folder / paths.PARAMS)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -397,7 +397,7 @@ def _add_snapshot(found: Experiment, folder: Path) -> None:
         return
     name = short_name(folder)
     try:
-        card = manifests.read_object(folder / paths.CARD)
+        card = files.read_object(folder / paths.CARD)
     except (OSError, ValueError) as error:
         found.unreadable.append(f"{name}: {paths.CARD}: {error}")
         return
@@ -423,7 +423,7 @@ def _error(trial: TrialRecord) -> str | None:
     if not trial.folder or trial.status in ("done", "stopped"):
         return None
     try:
-        lines = manifests.read_text(trial.folder / paths.ERROR).strip().splitlines()
+        lines = files.read_text(trial.folder / paths.ERROR).strip().splitlines()
     except OSError:
         return None
     return printable(lines[-1]) if lines else None
@@ -432,7 +432,7 @@ def _error(trial: TrialRecord) -> str | None:
 def config(trial: TrialRecord) -> dict[str, str]:
     """The trial's `config.gin` as gin name -> text of its value; empty when there is none."""
     try:
-        text = manifests.read_text(trial.folder / paths.CONFIG) if trial.folder else ""
+        text = files.read_text(trial.folder / paths.CONFIG) if trial.folder else ""
     except OSError:
         return {}
     found: dict[str, str] = {}

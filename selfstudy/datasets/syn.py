@@ -16,7 +16,7 @@ from selfstudy.types import DENSE
 from util import hdf5
 from util.environment import cpus
 from util.errors import UserError, nearest
-from util.progress import clock
+from util.text import clock
 
 CLASSES = 10  # of the published sets
 NOTHING = 99  # class of the background in files of the original layout

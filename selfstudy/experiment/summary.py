@@ -11,7 +11,7 @@ from selfstudy.experiment.plan import Plan, Row
 from selfstudy.storage.manifest import Manifest
 from util import files
 from util.errors import UserError, printable
-from util.progress import clock, headings, setting, table
+from util.text import clock, headings, setting, table
 
 SHOWN = 24  # trials in a table; misc/results.py lists them all
 COLLAPSE = {  # the numbers that tell of one

@@ -7,24 +7,19 @@ stranger's, so everything is checked before it is used, and nothing in it is exe
 
 import dataclasses
 import functools
-import json
 import os
 import re
 import socket
-import stat
 import time
 from pathlib import Path
 from typing import Any
 
 import paths
+from util import files
 from util.errors import UserError
 
 STATUSES = ("done", "stopped", "diverged", "failed", "interrupted", "running", "planned")
 FRESH = 300.0  # seconds without a sign of life after which a driver elsewhere is gone
-MAX_BYTES = 1 << 28  # of a file; a million rounds need less
-DEEPEST = 32  # levels of nested values
-# NaN and the like are no JSON; ours are written as null.
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 _NAME = re.compile(r"e_[A-Za-z0-9._=+-]{1,253}")
 _TRIAL_EVENTS = {"started", "retried", "stopped", "failed", "diverged", "interrupted", "done"}
 _SHAPE = {"schema": int, "spec": dict, "ray": str, "exp_args": dict, "rows": list,
@@ -58,7 +53,7 @@ class Manifest:
         """
         folder = Path(folder)
         plan = _plan(folder / paths.PLAN)
-        lines, torn = read_lines(folder / paths.JOURNAL)
+        lines, torn = files.scan_lines(folder / paths.JOURNAL)
         events = [line for line in lines if _is_event(line)]
         rows = {row["name"]: row for row in plan["rows"]}
         for event in (event for event in events if event["event"] == "row"):
@@ -112,104 +107,10 @@ class Manifest:
         return why if isinstance(why, str) and why else None
 
 
-def read_text(path: Path) -> str:
-    """The text of a plain file, undecodable bytes replaced.
-
-    A link is not followed: in a stranger's folder it could show any file of the user's.
-
-    Raises:
-        OSError: it is missing, is no plain file, or is larger than `MAX_BYTES`.
-    """
-    with open(_opened(path, MAX_BYTES), encoding="utf-8", errors="replace") as file:
-        return file.read()
-
-
-def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a plain file, under the same rules.
-
-    Raises:
-        OSError: it is missing, is no plain file, or is larger than `most` bytes.
-    """
-    with open(_opened(path, most), "rb") as file:
-        return file.read()
-
-
-def _opened(path: Path, most: int) -> int:
-    # NONBLOCK: opening a pipe would wait for its other end.
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(f"{path} is no plain file")
-        if about.st_size > most:
-            raise OSError(f"{path} has {about.st_size} bytes, more than {most}")
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        OSError: as for `read_text`.
-        ValueError: the file holds something else, or is nested too deeply.
-    """
-    value = _parsed(read_text(path))
-    if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
-    return value
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects in a file of JSON lines, and how many lines are none; no file has neither.
-
-    Raises:
-        UserError: the file is there and cannot be read.
-    """
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    found, torn = [], 0
-    for line in filter(None, text.split("\n")):
-        try:
-            value = _parsed(line)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            found.append(value)
-        else:
-            torn += 1
-    return found, torn
-
-
-def _parsed(text: str) -> Any:
-    try:
-        value = _DECODER.decode(text)
-    except RecursionError:
-        value, deep = None, True
-    else:
-        deep = isinstance(value, (dict, list)) and _deep(value)
-    if deep:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
-    return value
-
-
-def _deep(value: dict | list, levels: int = DEEPEST) -> bool:
-    """Whether a value is nested deeper than code that recurses over it should have to go."""
-    items = value.values() if isinstance(value, dict) else value
-    inner = [item for item in items if isinstance(item, (dict, list))]
-    return bool(inner) and (not levels or any(_deep(item, levels - 1) for item in inner))
-
-
 def _plan(path: Path) -> dict[str, Any]:
     """A checked `plan.json`."""
     try:
-        plan = read_object(path)
+        plan = files.read_object(path)
         for key, kind in _SHAPE.items():
             if not isinstance(plan.get(key), kind):
                 raise ValueError(f"'{key}' is missing or no {kind.__name__}")

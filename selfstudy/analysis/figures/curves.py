@@ -16,7 +16,7 @@ from selfstudy.analysis.efficiency import SCRATCH, Curves
 from selfstudy.analysis.figures import canvas
 from selfstudy.analysis.figures.canvas import BLACK, GREY
 from util.errors import UserError, nearest
-from util.progress import setting
+from util.text import setting
 
 if TYPE_CHECKING:
     import pandas

@@ -23,7 +23,7 @@ from selfstudy.analysis.figures.sweep import (
     varying,
 )
 from util.errors import UserError, nearest
-from util.progress import figure as few_digits
+from util.text import figure as few_digits
 
 if TYPE_CHECKING:
     import pandas

@@ -17,7 +17,7 @@ from selfstudy.analysis import results
 from selfstudy.analysis.figures import canvas
 from selfstudy.analysis.figures.canvas import BLACK, CODES, GREY, INK
 from selfstudy.analysis.figures.slots import LATEST, Bar, Elapsed, bars, packed
-from util.progress import clock, short_names
+from util.text import clock, short_names
 
 if TYPE_CHECKING:
     import pandas

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from selfstudy.analysis.figures import canvas
 from selfstudy.analysis.figures.canvas import BLACK, GREY
 from util.errors import UserError
-from util.progress import headings, setting
+from util.text import headings, setting
 
 if TYPE_CHECKING:
     import pandas

@@ -16,7 +16,7 @@ from selfstudy.analysis.figures.sweep import order_of
 from selfstudy.analysis.published import calc_utility, convert_ds_name
 from selfstudy.analysis.results import number as line_number
 from util.errors import UserError, nearest
-from util.progress import setting
+from util.text import setting
 
 Results = Mapping[str, Mapping[Any, Mapping[int, np.ndarray]]]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from selfstudy.analysis.figures import canvas
 from util.errors import UserError
-from util.progress import setting
+from util.text import setting
 
 MODES = ("default", "hex", "float")
 

@@ -23,7 +23,7 @@ from selfstudy.analysis.report import chapters, page
 from selfstudy.analysis.results import METRIC, Experiment, TrialRecord
 from util import files
 from util.errors import UserError
-from util.progress import ENDED
+from util.forecast import ENDED
 
 if TYPE_CHECKING:
     import pandas

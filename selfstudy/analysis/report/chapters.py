@@ -15,7 +15,7 @@ from selfstudy.analysis.report.page import Chapter, Facts, Table, Text
 from selfstudy.analysis.results import Experiment, TrialRecord, number
 from selfstudy.storage.manifest import STATUSES
 from util.errors import printable
-from util.progress import clock, figure, headings, setting
+from util.text import clock, figure, headings, setting
 
 if TYPE_CHECKING:
     import pandas

@@ -12,8 +12,8 @@ from selfstudy.analysis.compare import given_settings
 from selfstudy.analysis.report import page
 from selfstudy.analysis.report.page import Chapter, Downloads, Facts, Photos
 from selfstudy.analysis.results import Experiment, TrialRecord
-from selfstudy.storage import manifest as manifests
 from selfstudy.storage.checkpoints import subfolders
+from util import files
 
 if TYPE_CHECKING:
     from selfstudy.analysis.report import Drawer, Findings
@@ -33,7 +33,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def environment(folder: Path) -> dict[str, Any]:
     """What `environment.json` of an experiment says; empty without one that is whole."""
     try:
-        return manifests.read_object(folder / paths.ENVIRONMENT)
+        return files.read_object(folder / paths.ENVIRONMENT)
     except (OSError, ValueError):
         return {}
 
@@ -117,7 +117,7 @@ def _pictures(trial: TrialRecord) -> list[Path]:
 
 def _png(path: Path) -> bytes:
     try:
-        content = manifests.read_bytes(path, MOST_BYTES)
+        content = files.read_bytes(path, MOST_BYTES)
     except OSError:
         return b""
     return content if content.startswith(_PNG) else b""
@@ -127,7 +127,7 @@ def _predictions(trial: TrialRecord) -> tuple[list[Any], list[Any]] | None:
     """True and predicted classes of the trial's test split, else of what it has."""
     for folder in _folder(trial):
         try:
-            content = manifests.read_bytes(folder / PREDICTIONS, MOST_PREDICTIONS)
+            content = files.read_bytes(folder / PREDICTIONS, MOST_PREDICTIONS)
             text = io.StringIO(content.decode(errors="replace"))
             rows = [row for row in csv.DictReader(text)
                     if row.get("truth") and row.get("predicted")]  # fmt: skip
