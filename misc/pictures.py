@@ -38,7 +38,9 @@ def source(trial: TrialRecord) -> str | None:
 def main() -> int:
     """Draw the pictures of the command line's trials; 3 when some could not be."""
     found = [
-        results.find(name) for each in _arguments().names for name in results.expand([each])
+        results.find(str(name))
+        for each in _arguments().names
+        for name in results.expand([each])
     ]
     trials = [one for experiment, trial in found
               for one in ([trial] if trial else experiment.trials)]  # fmt: skip

@@ -27,9 +27,9 @@ from selfstudy.analysis.compare import command  # noqa: E402
 from selfstudy.analysis.listing import (  # noqa: E402
     alternatives,
     at,
-    counted,
+    cell,
+    quantity,
     record,
-    shown,
     trial_table,
     varying,
 )
@@ -95,7 +95,7 @@ def note_faults(unreadable: list[str], torn: int) -> None:
     for line in unreadable:
         note(f"unreadable: {line}")
     if torn:
-        note(f"{counted(torn, 'damaged line')} left out")
+        note(f"{quantity(torn, 'damaged line')} left out")
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def list_trials(found: list[Experiment], as_json: bool) -> None:
     print(trial_table(trials, varying(trials), metrics, len(found) > 1))
     counts = Counter(trial.status for trial in trials)
     parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
-    print(f"{counted(len(trials), 'trial')}: {', '.join(parts)}")
+    print(f"{quantity(len(trials), 'trial')}: {', '.join(parts)}")
     note_faults(unreadable, torn)
 
 
@@ -157,7 +157,7 @@ def show_best(
     metric = metric or next(iter(goals))
     mode = mode or goals.get(metric) or ("min" if "loss" in metric else "max")
     trials = [trial for experiment in found for trial in experiment.trials]
-    best = ranked(trials, metric, mode)[:count]
+    best = rank(trials, metric, mode)[:count]
     if as_json:
         print_json({"metric": metric, "mode": mode, "trials": [record(t) for t in best]})
     else:
@@ -166,13 +166,13 @@ def show_best(
         note_faults(experiment.unreadable, experiment.torn)
 
 
-def ranked(trials: list[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
+def rank(trials: list[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
     """The trials that have the metric in their last round, the best first."""
     known = {name for trial in trials for line in trial.rounds for name in line
              if results.is_metric(line, name)}  # fmt: skip
     if metric not in known:
         raise UserError(f"no trial has a metric '{metric}'{nearest(metric, known)}")
-    having = compare.having(trials, metric, mode)
+    having = compare.rank(trials, metric, mode)
     first = f"by {metric} of the last round, {'largest' if mode == 'max' else 'smallest'} first"
     without = len(trials) - len(having)
     note(f"{first}; {without} without one left out" if without else first)
@@ -210,7 +210,7 @@ def _print_trial(trial: TrialRecord, config: dict[str, str], line: str | None) -
         if value is not None:
             print(f"{name:9} {printable(value)}")
     best = trial.best()
-    rows = [[name, shown(value), shown(best.get(name))]
+    rows = [[name, cell(value), cell(best.get(name))]
             for name, value in trial.metrics().items()]  # fmt: skip
     if rows:
         print("", table(rows, ["metric", "last", "best"]), sep="\n")
@@ -233,7 +233,7 @@ def show_diff(names: tuple[str, str], as_json: bool) -> None:
     sides = [compare.settings(experiment, [trial] if trial else experiment.trials)
              for experiment, trial in found]  # fmt: skip
     if not any(trial for _, trial in found):
-        sides = [compare.planned(experiment) | side
+        sides = [compare.plan_settings(experiment) | side
                  for (experiment, _), side in zip(found, sides, strict=True)]  # fmt: skip
     differ = compare.differences(sides)
     for (_, trial), name in zip(found, names, strict=True):
@@ -260,11 +260,11 @@ def export(names: list[str], csv: str | None, parquet: str | None) -> None:
             text = sheets.csv(frame)
             sys.stdout.write(text) if csv == "-" else files.write_text(Path(csv), text)
         else:
-            _write_parquet(sheets.flat(frame), Path(parquet or ""))
+            _write_parquet(sheets.flatten(frame), Path(parquet or ""))
     except OSError as error:
         raise UserError(f"cannot write {csv or parquet}: {error.strerror or error}") from None
     note_faults(frame.attrs["unreadable"], frame.attrs["torn"])
-    note(f"{counted(len(frame), 'trial')} in {'CSV' if csv == '-' else csv or parquet}")
+    note(f"{quantity(len(frame), 'trial')} in {'CSV' if csv == '-' else csv or parquet}")
 
 
 def _write_parquet(frame: Any, path: Path) -> None:
@@ -283,7 +283,7 @@ def make_report(names: list[str], output: str, every: float | None) -> None:
     from selfstudy.analysis import report
 
     if every is None:
-        note(f"{counted(report.write(names, output), 'trial')} in {output}")
+        note(f"{quantity(report.write(names, output), 'trial')} in {output}")
         return
     with contextlib.suppress(KeyboardInterrupt):
         report.watch(names, output, every, note)

@@ -124,32 +124,41 @@ def of_images(
     encoder: Encoder | Pixels, data: dict[str, BaseDataset], seed: int, args: argparse.Namespace
 ) -> ProbeData:
     """One embedding and one class an image."""
-    saved, held = {}, {}
+    saved: dict[str, Tensor] = {}
+    held: dict[str, tuple[Tensor, Tensor]] = {}
+    rows = {split: np.unique(item.rows) for split, item in data.items()}
+    labels: dict[str, Tensor] = {}  # split -> class of every image
+    chosen: dict[str, Tensor] = {}  # split -> positions in `rows` whose features are computed
     for split, item in data.items():
-        rows = np.unique(item.rows)
-        classes = torch.full((len(rows),), features.IGNORED)
-        if args.train_lr or "class" in item.info.targets:
-            classes = saved[f"{split}_class"] = logistic.labels(item, rows)
-        chosen = torch.arange(len(rows))
-        if not args.get_feats:  # only rows that a classifier is trained or tried on
-            chosen = (classes != features.IGNORED).nonzero()[:, 0]
-            if split == "train":
-                most = max(amounts(args, len(chosen)))
-                chosen = logistic.balanced(classes, most, seed)
-        if split == "train":
-            every, pool = classes, chosen
-        rows, classes = rows[chosen.numpy()], classes[chosen]
-        values = features.table(encoder, item, rows=rows).layer()
-        saved |= {f"{split}_features": values, f"{split}_rows": torch.from_numpy(rows)}
-        held[split] = values, classes
-    values, classes = held.pop("train")
+        has_classes = args.train_lr or "class" in item.info.targets
+        if has_classes:
+            labels[split] = saved[f"{split}_class"] = logistic.labels(item, rows[split])
+        else:
+            labels[split] = torch.full((len(rows[split]),), features.IGNORED)
+        chosen[split] = _choose_images(labels[split], split, seed, args)
+        used = rows[split][chosen[split].numpy()]
+        values = features.table(encoder, item, rows=used).layer()
+        saved |= {f"{split}_features": values, f"{split}_rows": torch.from_numpy(used)}
+        held[split] = values, labels[split][chosen[split]]
+    train_values, train_classes = held.pop("train")
 
     def examples(amount: int) -> tuple[Tensor, Tensor]:
-        cut = torch.searchsorted(pool, logistic.balanced(every, amount, seed))
-        return values[cut], classes[cut]
+        subset = logistic.balanced(labels["train"], amount, seed)
+        at = torch.searchsorted(chosen["train"], subset)
+        return train_values[at], train_classes[at]
 
-    images = int((every != features.IGNORED).sum())
+    images = int(torch.count_nonzero(labels["train"] != features.IGNORED))
     return ProbeData(saved, examples, held, images, data["train"].info.targets.get("class", 0))
+
+
+def _choose_images(labels: Tensor, split: str, seed: int, args: argparse.Namespace) -> Tensor:
+    """[m] int64, rising: the images of a split whose features are needed."""
+    if args.get_feats:
+        return torch.arange(len(labels))
+    labelled = torch.nonzero(labels != features.IGNORED)[:, 0]
+    if split != "train":
+        return labelled
+    return logistic.balanced(labels, max(amounts(args, len(labelled))), seed)
 
 
 def of_pixels(
@@ -221,10 +230,10 @@ def process(name: str, args: argparse.Namespace, device: torch.device | None) ->
         save(probe_data.saved, path)
         counts = {split: len(probe_data.saved[f"{split}_rows"]) for split in data}
         lines.append({"snapshot": found.name, "file": path.name, **counts})
-    return lines + (trained(found, probe_data, suffix, args) if args.train_lr else [])
+    return lines + (train_classifiers(found, probe_data, suffix, args) if args.train_lr else [])
 
 
-def trained(
+def train_classifiers(
     found: Snapshot, probe_data: ProbeData, suffix: str, args: argparse.Namespace
 ) -> list[dict]:
     """A classifier for each number of labels, beside the snapshot; lines of the table."""
@@ -246,7 +255,7 @@ def baselines(name: str, args: argparse.Namespace, device: torch.device | None) 
     lines: list[dict] = []
     for encoder in (Pixels(found, device), untrained):
         probe_data = of_images(encoder, data, seed, args)
-        of = trained(found, probe_data, f"_{encoder.kind}", args)
+        of = train_classifiers(found, probe_data, f"_{encoder.kind}", args)
         lines += [line | {"snapshot": encoder.kind} for line in of]
     return lines
 

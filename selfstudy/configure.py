@@ -240,7 +240,7 @@ def _bind(scope: str, selector: str, argument: str, value: Any, where: str) -> N
     hint, default = parameters(selector, argument, where)[argument]
     _check_scope(scope, selector, where)
     if not _macros(value):  # those are checked when they are settled
-        value = values.checked(name, value, hint, default, where)
+        value = values.convert(name, value, hint, default, where)
     gin.bind_parameter((scope, selector, argument), value)
 
 

@@ -1,4 +1,4 @@
-"""Values of a configuration: do they fit the annotation, are they plain Python?
+"""Values of a configuration: checked against annotations, and kept plain Python.
 
 Gin itself checks no types, and silently leaves out of its record what it cannot write down.
 """
@@ -8,6 +8,7 @@ import inspect
 import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from selfstudy import registry
@@ -15,8 +16,19 @@ from selfstudy.registry import REQUIRED
 from util.errors import UserError
 
 
-def checked(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
-    """`value` in the type that `hint` asks for; a `UserError` says what was expected."""
+def convert(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
+    """`value` converted to an annotated type.
+
+    Args:
+        name: gin name of the argument, for the message.
+        value: as configured.
+        hint: the argument's annotation.
+        default: of the argument, for the message.
+        where: the place of the binding, such as a file and line.
+
+    Raises:
+        UserError: the value does not fit; it says what was expected.
+    """
     try:
         fits, result = _fit(value, hint)
     except UserError as error:
@@ -34,43 +46,52 @@ def checked(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
 
 def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
     """Whether `value` fits the annotation, and the value in that type (1e3 as int 1000)."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
+    kind = typing.get_origin(hint) or hint
+    if kind is Any:
         return True, value
-    if origin is typing.Annotated:
-        fits, value = _fit(value, hint.__origin__)
+    if kind in _FITS:
+        return _FITS[kind](value, hint)
+    return isinstance(value, kind), value
+
+
+def _fit_annotated(value: Any, hint: Any) -> tuple[bool, Any]:
+    """A type with marks; `registry.Names` asks that the value is a registered name."""
+    fits, value = _fit(value, hint.__origin__)
+    if fits and value is not None:
         for mark in hint.__metadata__:
-            if fits and value is not None and isinstance(mark, registry.Names):
+            if isinstance(mark, registry.Names):
                 registry.get(mark.kind, value)
-        return fits, value
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        exact = [option for option in options if option is type(value)]
-        for option in exact + [option for option in options if option not in exact]:
-            fits, result = _fit(value, option)
-            if fits:
-                return True, result
+    return fits, value
+
+
+def _fit_union(value: Any, hint: Any) -> tuple[bool, Any]:
+    """The first option that fits; the value's own type goes first (True is no int here)."""
+    options = sorted(typing.get_args(hint), key=lambda option: option is not type(value))
+    for option in options:
+        fits, result = _fit(value, option)
+        if fits:
+            return True, result
+    return False, value
+
+
+def _fit_literal(value: Any, hint: Any) -> tuple[bool, Any]:
+    choices = typing.get_args(hint)
+    return any(value == one and type(value) is type(one) for one in choices), value
+
+
+def _fit_int(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Integers, and floats without a fraction (gin reads 1e3 as a float); no booleans."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False, value
-    if origin is typing.Literal:
-        return any(value == choice and type(value) is type(choice)
-                   for choice in typing.get_args(hint)), value  # fmt: skip
-    if hint is type(None):
-        return value is None, value
-    if hint is bool:
-        return isinstance(value, bool), value
-    if hint is int:
-        integral = isinstance(value, float) and value.is_integer()
-        fits = not isinstance(value, bool) and (isinstance(value, int) or integral)
-        return fits, int(value) if fits else value
-    if hint is float:
-        number = not isinstance(value, bool) and isinstance(value, (int, float))
-        fits = number and math.isfinite(value)  # gin's text of infinity does not parse
-        return fits, float(value) if fits else value
-    if origin in (list, tuple) or hint in (list, tuple):
-        return _fit_sequence(value, hint)
-    if origin is dict or hint is dict:
-        return isinstance(value, dict), value
-    return isinstance(value, hint), value
+    fits = isinstance(value, int) or value.is_integer()
+    return fits, int(value) if fits else value
+
+
+def _fit_float(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Finite numbers: gin cannot parse the text that it writes for infinity."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = number and math.isfinite(value)
+    return fits, float(value) if fits else value
 
 
 def _fit_sequence(value: Any, hint: Any) -> tuple[bool, Any]:
@@ -87,6 +108,19 @@ def _fit_sequence(value: Any, hint: Any) -> tuple[bool, Any]:
     return all(fits for fits, _ in items), [item for _, item in items]
 
 
+# Kind of annotation -> (value, annotation) -> (fits, converted value); others: isinstance.
+_FITS: dict[Any, Callable[[Any, Any], tuple[bool, Any]]] = {
+    typing.Annotated: _fit_annotated,
+    typing.Union: _fit_union,
+    types.UnionType: _fit_union,
+    typing.Literal: _fit_literal,
+    int: _fit_int,
+    float: _fit_float,
+    list: _fit_sequence,
+    tuple: _fit_sequence,
+}
+
+
 def _describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
@@ -101,7 +135,7 @@ def _describe(hint: Any) -> str:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Undo Ray's nesting at slashes: {'valid': {'dataloader.x': 1}} -> 'valid/dataloader.x'."""
+    """Undo the nesting that Ray makes at slashes: {'valid': {'dataloader.x': 1}} -> 'valid/dataloader.x'."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and "." not in str(key):

@@ -16,7 +16,7 @@ from selfstudy import configure, registry, values
 from selfstudy.configure import Spec
 from selfstudy.experiment import rayconfig
 from selfstudy.train import optim
-from selfstudy.values import checked
+from selfstudy.values import convert
 from util.errors import UserError, nearest
 
 registry.discover()
@@ -90,7 +90,7 @@ FITS = [
 
 @pytest.mark.parametrize(("value", "hint", "expected"), FITS, ids=repr)
 def test_a_value_that_fits_is_brought_to_its_type(value, hint, expected):
-    result = checked("a.b", value, hint, None, "-p")
+    result = convert("a.b", value, hint, None, "-p")
     assert result == expected and type(result) is type(expected)
     if isinstance(expected, list):
         assert [type(item) for item in result] == [type(item) for item in expected]
@@ -125,7 +125,7 @@ MISFITS = [
 @pytest.mark.parametrize(("value", "hint", "expected"), MISFITS, ids=repr)
 def test_a_value_that_does_not_fit_is_named_with_what_is_expected(value, hint, expected):
     with pytest.raises(UserError) as error:
-        checked("a.b", value, hint, 7, "here:3")
+        convert("a.b", value, hint, 7, "here:3")
     shown = f'"{value}"' if isinstance(value, str) else repr(value)
     assert error.value.text == (
         f"here:3: 'a.b' takes {expected}, not {shown} ({type(value).__name__}); "
@@ -211,7 +211,7 @@ def test_every_default_fits_its_own_type():
     for entry in configure._entries():
         for name, (hint, default) in configure.parameters(entry.name).items():
             if default is not gin.REQUIRED:
-                checked(f"{entry.name}.{name}", default, hint, default, "default")
+                convert(f"{entry.name}.{name}", default, hint, default, "default")
 
 
 # ---- syntax ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import paths
 from selfstudy.analysis import efficiency, figures, results, sheets
 from selfstudy.analysis.figures import canvas
 from selfstudy.analysis.figures.schedule import rank_correlation
-from selfstudy.analysis.figures.slots import Bar, Elapsed, bars, packed
+from selfstudy.analysis.figures.slots import Bar, Elapsed, assign_slots, bars
 from selfstudy.analysis.figures.sweep import Scale, varying
 from selfstudy.analysis.utility import interval
 from util.errors import UserError
@@ -388,7 +388,7 @@ def test_bars_are_what_the_journal_tells(worked):
         ("e_0001", 5000, 5020, "diverged"),
     ]  # fmt: skip
     assert found[1].retries == (1040,)
-    assert packed(found) == 2
+    assert assign_slots(found) == 2
     assert [one.slot for one in found] == [0, 1, 0, 0, 1]
 
 
@@ -421,7 +421,7 @@ def test_a_driver_that_died_ends_its_trials_where_it_was_last_heard(tmp_path):
 def test_slots_are_reused_and_pauses_do_not_count():
     found = [Bar("e", str(at), start, end) for at, (start, end) in
              enumerate([(0, 10), (5, 8), (8, 12), (10, 11)])]  # fmt: skip
-    assert packed(found) == 2 and [one.slot for one in found] == [0, 1, 1, 0]
+    assert assign_slots(found) == 2 and [one.slot for one in found] == [0, 1, 1, 0]
     elapsed = Elapsed([(100, 110), (50, 60), (105, 120)])
     assert [elapsed(at) for at in (0, 55, 60, 80, 100, 115, 1e9)] == [0, 5, 10, 10, 10, 25, 30]
 
@@ -543,7 +543,7 @@ def test_text_is_one_line_cut_and_no_formula():
     cut = canvas.text("begin" + "-" * 300 + "end")
     assert len(cut) == 32 and cut.startswith("begin") and cut.endswith("end")
     assert canvas.text("\ud800") == "?" or canvas.text("\ud800").isprintable()
-    assert sheets.harmless("=1+1") == "'=1+1" and sheets.harmless(-1) == -1
+    assert sheets.escape_formula("=1+1") == "'=1+1" and sheets.escape_formula(-1) == -1
 
 
 # ---- files ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from selfstudy.data.dataset import pose_classes
 from selfstudy.render import shade
-from selfstudy.render.mesh import Mesh, normalised
+from selfstudy.render.mesh import Mesh, normalise
 from selfstudy.render.raster import rasterise
 from selfstudy.render.scene import (
     CAMERA,
@@ -30,7 +30,7 @@ RES = 48
 
 
 def mesh(made: trimesh.Trimesh) -> Mesh:
-    return normalised(Mesh(np.array(made.vertices), np.array(made.faces)))
+    return normalise(Mesh(np.array(made.vertices), np.array(made.faces)))
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_a_convex_object_is_lit_by_the_formula_and_nothing_shades_itself():
 
 def test_flow_agrees_with_projection_and_warps_one_picture_onto_the_other(meshes):
     made = scene(meshes, seed=5, pairs=True)
-    moved = CAMERA.moved(made.motion)
+    moved = CAMERA.move(made.motion)
     seen, other = label(made, CAMERA, RES), label(made, moved, RES)
     field = flow(seen, moved)
     on = seen.body >= 0
@@ -274,7 +274,7 @@ def test_flow_agrees_with_projection_and_warps_one_picture_onto_the_other(meshes
 
 def test_no_motion_is_no_flow(meshes):
     seen = label(scene(meshes), CAMERA, RES)
-    assert np.abs(flow(seen, CAMERA.moved(np.zeros(6)))).max() < 1e-9
+    assert np.abs(flow(seen, CAMERA.move(np.zeros(6)))).max() < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -283,4 +283,4 @@ def test_no_motion_is_no_flow(meshes):
 )
 def test_what_has_no_extent_is_refused(faces, vertices):
     with pytest.raises(ValueError, match="a mesh needs"):
-        normalised(Mesh(np.array(vertices, float), np.array(faces, np.int64).reshape(-1, 3)))
+        normalise(Mesh(np.array(vertices, float), np.array(faces, np.int64).reshape(-1, 3)))

@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 from selfstudy.render import meshes
-from selfstudy.render.mesh import BUCKETS, Mesh, normalised
+from selfstudy.render.mesh import BUCKETS, Mesh, normalise
 from selfstudy.render.meshes import ENDINGS, Meshes
 from util.errors import UserError
 
@@ -33,7 +33,7 @@ def corners(mesh: Mesh) -> np.ndarray:
 def test_every_format_gives_the_same_shape_as_it_stands(tmp_path, ending):
     fill(tmp_path / "cone", ending=ending)
     library = Meshes(tmp_path)
-    expected = normalised(Mesh(np.array(SOLID.vertices), np.array(SOLID.faces)))
+    expected = normalise(Mesh(np.array(SOLID.vertices), np.array(SOLID.faces)))
     found = library.make(0, 3)
     assert library.classes == ("cone",) and len(found.faces) == len(SOLID.faces)
     assert np.allclose(corners(found), corners(expected), atol=1e-5)

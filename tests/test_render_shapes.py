@@ -194,6 +194,6 @@ def test_a_solid_is_closed_and_as_large_as_the_formula_says(name):
 
 def test_a_mirror_image_lies_on_the_other_side():
     half = drawn(lambda s: s.box((1, 0, 0), (2, 1, 1)))
-    both = drawn(lambda s: s.mirrored(half))
+    both = drawn(lambda s: s.add_mirrored(half))
     assert np.concatenate(both.vertices)[:, 0].min() == -2
     assert volume(half) == 1 and edges_meet_twice(both)

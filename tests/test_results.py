@@ -118,26 +118,26 @@ def test_a_driver_that_has_died_holds_nothing(grid):
     gone.wait()
     for pid in (gone.pid, 0, -1, 2**70, True, "1", None):
         journal(grid, begin() | {"pid": pid})
-        assert not Manifest.read(grid).held, pid
+        assert not Manifest.read(grid).is_running, pid
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells when one started")
 def test_a_process_that_inherited_the_number_holds_nothing(grid):
     journal(grid, begin())
-    assert Manifest.read(grid).held
+    assert Manifest.read(grid).is_running
     journal(grid, begin() | {"time": time.time() - 1e6})  # long before this process
-    assert not Manifest.read(grid).held
+    assert not Manifest.read(grid).is_running
 
 
 def test_a_driver_elsewhere_is_known_by_what_it_writes(grid):
     journal(grid, begin(host="elsewhere"))
-    assert Manifest.read(grid).held
+    assert Manifest.read(grid).is_running
     old = time.time() - 2 * manifests.FRESH
     for path in grid.rglob("*"):
         os.utime(path, (old, old))
-    assert not Manifest.read(grid).held
+    assert not Manifest.read(grid).is_running
     os.utime(grid / NAMES[1] / "result.json")
-    assert Manifest.read(grid).held
+    assert Manifest.read(grid).is_running
 
 
 def test_what_last_happened_counts(grid):
@@ -222,9 +222,11 @@ def test_links_and_pipes_are_not_read(grid, tmp_path):
 
 def test_later_attempts_replace_what_they_wrote_again():
     lines = [line(1, a=1), line(2, a=1), line(3, a=1), line(2, a=2), line(3, a=2)]
-    kept = results.merged(lines)
+    kept = results.merge_attempts(lines)
     assert [(one["round"], one["a"]) for one in kept] == [(1, 1), (2, 2), (3, 2)]
-    assert [one["round"] for one in results.merged([*lines, line(1)])] == [1]  # from scratch
+    assert [one["round"] for one in results.merge_attempts([*lines, line(1)])] == [
+        1
+    ]  # from scratch
 
 
 def test_a_line_without_a_round_is_no_result(grid):

@@ -56,7 +56,7 @@ def test_monotone_is_isotonic_regression(seed):
     random = np.random.default_rng(seed)
     values, weights = random.random(30), random.integers(1, 5, 30)
     expected = IsotonicRegression().fit_transform(np.arange(30), values, sample_weight=weights)
-    np.testing.assert_allclose(utility.monotone(values, weights), expected, atol=1e-12)
+    np.testing.assert_allclose(utility.fit_monotone(values, weights), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("log", [True, False])

@@ -99,7 +99,7 @@ class Forecast:
         beyond = len(self.used) - first
         return (self.sums[-1] - self.sums[first]) / beyond if beyond else 1.0
 
-    def left(self, one: TrialProgress) -> float:
+    def rounds_left(self, one: TrialProgress) -> float:
         """Rounds that a trial will still do."""
         ended = one.status in ENDED
         return 0.0 if ended else max(0.0, self._end(one.share) - one.share) * one.rounds
@@ -107,7 +107,7 @@ class Forecast:
     def share(self) -> float:
         """The share of all rounds that is done."""
         done = sum(one.at for one in self.trials)
-        left = sum(map(self.left, self.trials)) + self.later
+        left = sum(map(self.rounds_left, self.trials)) + self.later
         return done / (done + left) if left else 1.0
 
     def seconds(self, one: TrialProgress, rounds: float, now: float) -> float:
@@ -118,7 +118,7 @@ class Forecast:
 
     def seconds_left(self, side: int, now: float) -> float | None:
         """The time until all have ended, so many of them side by side; None: who knows."""
-        times = {id(one): self.seconds(one, self.left(one), now)
+        times = {id(one): self.seconds(one, self.rounds_left(one), now)
                  for one in self.trials if one.status not in ENDED}  # fmt: skip
         count = len(times) + self.unknown
         if count and self.pace is None:

@@ -127,10 +127,11 @@ def locate(path: Path, name: str) -> Place:
     with _reading(path) as file:
         found = array(file, name)
         dtype, offset = found.dtype, found.id.get_offset()
-        plain = offset is not None and dtype.isnative and offset % dtype.itemsize == 0
-        if plain and offset + found.nbytes > os.path.getsize(path):
+        if offset is None or not dtype.isnative or offset % dtype.itemsize:
+            offset = None
+        elif offset + found.nbytes > os.path.getsize(path):
             raise UserError(f"{path} is truncated: {AGAIN}")
-        return Place(found.shape, dtype.newbyteorder("="), offset if plain else None)
+        return Place(found.shape, dtype.newbyteorder("="), offset)
 
 
 def attributes(path: Path) -> dict:
@@ -227,7 +228,7 @@ def _read_slowly(path: Path, name: str, runs: list, block: np.ndarray) -> None:
 def _read_straight(path: Path, place: Place, runs: list, block: np.ndarray, threads: int):
     """From the file's bytes to the block's, without HDF5 in between."""
     size = block[0].nbytes
-    view = memoryview(block.reshape(-1).view(np.uint8))
+    view = block.reshape(-1).view(np.uint8).data
     handle = os.open(path, os.O_RDONLY)
 
     def read(part: list) -> None:
@@ -260,19 +261,21 @@ def content_hash(path: Path) -> str:
 
 
 def _content_hash(file: h5py.File) -> str:
-    return digest({name: array(file, name) for name in file}, _attributes(file, ATTRIBUTES))
+    return digest(
+        {name: array(file, name) for name in map(str, file)}, _attributes(file, ATTRIBUTES)
+    )
 
 
 def digest(arrays: Mapping[str, Any], attributes: dict) -> str:
     """The SHA-256 that a file with these arrays and attributes (plain values) has."""
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for name, values in sorted(arrays.items()):
-        found.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        total.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
         step = max(1, HASH_BYTES // max(1, values.nbytes // max(1, len(values))))
         for start in range(0, len(values), step):
-            found.update(np.ascontiguousarray(values[start : start + step]))
-    found.update(json.dumps(attributes, sort_keys=True).encode())
-    return found.hexdigest()
+            total.update(np.ascontiguousarray(values[start : start + step]).data)
+    total.update(json.dumps(attributes, sort_keys=True).encode())
+    return total.hexdigest()
 
 
 def create(path: Path, fill: Callable[[h5py.File], None]) -> None:
@@ -298,7 +301,7 @@ def once(path: Path, make: Callable[[], None]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with _lock(path):
             if not path.exists():
                 make()
     except OSError as error:
@@ -329,7 +332,7 @@ def publish(part: Path, path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """Hold the lock beside `path`; the system frees it when its holder dies."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:

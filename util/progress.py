@@ -188,8 +188,8 @@ class ProgressTable:
 
         with self._lock:
             if self.total == 1:
-                return live.bar(self.share, f"ETA {self.eta()}  {self._alone()}", width)
-            shown = self._chosen(max(1, height - 4))
+                return live.bar(self.share, f"ETA {self.eta()}  {self._only_trial()}", width)
+            shown = self._select_rows(max(1, height - 4))
             columns = self._columns(shown)
             kept = live.fit(columns, width)
             notes = [self._more(shown, len(columns) - len(kept)), self._footer(width)]
@@ -237,7 +237,7 @@ class ProgressTable:
 
     # Its words.
 
-    def _alone(self) -> str:
+    def _only_trial(self) -> str:
         """How far the only trial is."""
         one = next(iter(self.trials.values()), TrialProgress({}, 1.0))
         at = self.info or f"round {one.round:g}/{one.rounds:g}"
@@ -252,7 +252,7 @@ class ProgressTable:
         """The line of a heartbeat."""
         with self._lock:
             if self.total == 1:
-                return self._line(self._alone())
+                return self._line(self._only_trial())
             within = [
                 f" - {name} {one.where}" for name, one in self.trials.items() if one.where
             ]
@@ -295,7 +295,7 @@ class ProgressTable:
 
     # Its table.
 
-    def _chosen(self, room: int) -> list[str]:
+    def _select_rows(self, room: int) -> list[str]:
         """The names that are shown, best first; those at work are the last to be left out."""
         order = {name: (self._rank(one), number)
                  for number, (name, one) in enumerate(self.trials.items())}  # fmt: skip

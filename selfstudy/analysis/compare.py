@@ -66,7 +66,7 @@ def groups(trials: Iterable[TrialRecord], metric: str, mode: str) -> list[Group]
     return ordered + [group for group in found.values() if not group.scores]
 
 
-def having(trials: Iterable[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
+def rank(trials: Iterable[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
     """The trials that have the metric in their last round, the best first."""
     found = [trial for trial in trials if results.number(trial.last, metric) is not None]
     return sorted(found, key=lambda trial: trial.last[metric], reverse=mode == "max")
@@ -94,7 +94,7 @@ def settings(experiment: Experiment, trials: Iterable[TrialRecord]) -> dict[str,
     return {name: list(values) for name, values in found.items()}
 
 
-def planned(experiment: Experiment) -> dict[str, list[str]]:
+def plan_settings(experiment: Experiment) -> dict[str, list[str]]:
     """What the plan of an experiment says beside its trials' values."""
     plan = experiment.manifest.plan
     if not plan:

@@ -104,14 +104,14 @@ def curves(frame: "pandas.DataFrame", metric: str | None = None) -> Curves:
         seeds.setdefault(where, []).append(tuple(row.get(name) for name in SEEDS))
     often = [len(cell) for cell in seeds.values()] or [0]
     paired = len(set(map(tuple, seeds.values()))) == 1 and often[0] > 1
-    return Curves(metric, _ordered(values), (min(often), max(often)), left_out, paired)
+    return Curves(metric, _sort_curves(values), (min(often), max(often)), left_out, paired)
 
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _ordered(values: Nested) -> Nested:
+def _sort_curves(values: Nested) -> Nested:
     def names(found: Iterable[str]) -> list[str]:
         return sorted(found, key=lambda name: (name != SCRATCH, name))
 

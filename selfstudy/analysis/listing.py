@@ -9,12 +9,12 @@ from util.text import headings, table
 WIDEST = 40  # characters of a table's cell
 
 
-def counted(number: int, noun: str) -> str:
+def quantity(number: int, noun: str) -> str:
     """Such as '1 trial' and '2 trials'."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def shown(value: Any) -> str:
+def cell(value: Any) -> str:
     """A value in a table's cell."""
     if type(value) is float:
         return f"{value:.6g}"
@@ -42,7 +42,7 @@ def alternatives(values: list[str] | None) -> str:
     if values is None:
         return "-"
     more = f" | ... ({len(values)})" if len(values) > 3 else ""
-    return " | ".join(shown(value) for value in values[:3]) + more
+    return " | ".join(cell(value) for value in values[:3]) + more
 
 
 def trial_table(
@@ -63,9 +63,9 @@ def trial_table(
         rows.append([
             *([trial.exp] if several else []), trial.name,
             *(_override(trial, name) for name in names), trial.status, at(trial),
-            *(shown(value) for metric in metrics
+            *(cell(value) for metric in metrics
               for value in (results.number(trial.last, metric), best.get(metric))),
-            *([shown(trial.why)] if whys else []),
+            *([cell(trial.why)] if whys else []),
         ])  # fmt: skip
     header = [*(["experiment"] if several else []), "trial", *names.values(), "status", "round",
               *(text for metric in metrics for text in (metric, "best")),
@@ -75,7 +75,7 @@ def trial_table(
 
 def _override(trial: TrialRecord, name: str) -> str:
     value = trial.overrides.get(name, "")
-    return "None" if value is None else shown(value)
+    return "None" if value is None else cell(value)
 
 
 def at(trial: TrialRecord) -> str:

@@ -257,7 +257,7 @@ def _trial(experiment: Experiment, name: str) -> TrialRecord:
     return named[name]
 
 
-def _unknown(name: object) -> UserError:
+def _unknown_experiment(name: object) -> UserError:
     known = experiments()
     hints = [nearest(str(text), known) for text in (name, Path(str(name)).parent)]
     hint = hints[0] if "did you mean" in hints[0] else hints[1]
@@ -278,7 +278,7 @@ def read(name: str | Path) -> Experiment:
     """
     folder = locate(name)
     if not folder:
-        raise _unknown(name)
+        raise _unknown_experiment(name)
     found = Experiment(short_name(folder), folder, Manifest(folder, {}, [], []))
     if os.path.lexists(folder / paths.PLAN):
         try:
@@ -321,11 +321,11 @@ def _read_rounds(found: Experiment, trial: TrialRecord) -> None:
     except UserError as error:
         found.unreadable.append(f"{found.name}/{trial.name}: {error.text}")
         return
-    trial.rounds = merged(lines)
+    trial.rounds = merge_attempts(lines)
     found.torn += torn + sum(_round(line) is None for line in lines)
 
 
-def merged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge_attempts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One line a round, in order: what a later attempt has written again replaces the rest.
 
     An attempt continues from a checkpoint, so that lines of a round which is not before it
@@ -409,7 +409,7 @@ def _add_snapshot(found: Experiment, folder: Path) -> None:
         trial.overrides = overrides if isinstance(overrides, dict) else {}
         found.trials.append(trial)
     if not trial.rounds and isinstance(card.get("result"), dict):
-        trial.rounds = merged([card["result"]])
+        trial.rounds = merge_attempts([card["result"]])
     trial.folder = trial.folder or folder
 
 

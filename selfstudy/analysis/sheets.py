@@ -1,4 +1,4 @@
-"""Frames as CSV and Parquet: a stranger's texts made harmless for spreadsheets."""
+"""Frames as CSV and Parquet: texts cleaned, and escaped so that no spreadsheet runs them."""
 
 import json
 from collections import Counter
@@ -19,19 +19,19 @@ def clean(value: Any) -> Any:
     return "".join(c if c.isprintable() or c in "\t\n" else " " for c in value)
 
 
-def harmless(value: Any) -> Any:
+def escape_formula(value: Any) -> Any:
     """A text that no spreadsheet takes for a formula; numbers as they are."""
     formula = isinstance(value, str) and value.lstrip().startswith(_FORMULA)
     return f"'{value}" if formula else value
 
 
-def flat(frame: "pandas.DataFrame") -> "pandas.DataFrame":
+def flatten(frame: "pandas.DataFrame") -> "pandas.DataFrame":
     """`frame` with clean texts, and one kind of value in each column.
 
     Lists become JSON text, and so do all values of a column that holds numbers and texts.
     """
     frame = frame.map(clean)
-    frame.columns = _apart([clean(name) for name in frame.columns])
+    frame.columns = _number_repeats([clean(name) for name in frame.columns])
     for name in [name for name in frame.columns if frame[name].dtype == "object"]:
         values = [None if value is None or value != value else value for value in frame[name]]
         kinds = {type(value) for value in values if value is not None}
@@ -42,7 +42,7 @@ def flat(frame: "pandas.DataFrame") -> "pandas.DataFrame":
     return frame
 
 
-def _apart(names: list[Any]) -> list[Any]:
+def _number_repeats(names: list[Any]) -> list[Any]:
     """Names of columns, with a number where cleaning has made two the same."""
     often = Counter()
     for at, name in enumerate(names):
@@ -53,4 +53,4 @@ def _apart(names: list[Any]) -> list[Any]:
 
 def csv(frame: "pandas.DataFrame") -> str:
     """`frame` as the text of a CSV file."""
-    return flat(frame).rename(columns=harmless).map(harmless).to_csv(index=False)
+    return flatten(frame).rename(columns=escape_formula).map(escape_formula).to_csv(index=False)

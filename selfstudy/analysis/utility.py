@@ -39,7 +39,7 @@ class Utility:
     high: np.ndarray
 
 
-def monotone(values: Sequence[float], weights: Sequence[float]) -> np.ndarray:
+def fit_monotone(values: Sequence[float], weights: Sequence[float]) -> np.ndarray:
     """The nearest curve that never falls, by pooling adjacent violators.
 
     Args:
@@ -121,7 +121,7 @@ def utility(
         ValueError: no or empty curves, counts below 1, values that are not finite, or `paired`
             with unequal numbers of repeats.
     """
-    base, ours = _checked(baseline, "baseline"), _checked(method, "method")
+    base, ours = _check_curve(baseline, "baseline"), _check_curve(method, "method")
     if paired and (any(len(v) != len(base[n]) for n, v in ours.items() if n in base)):
         raise ValueError("paired: baseline and method have different numbers of repeats")
     labels = np.array(list(ours), float)
@@ -130,7 +130,7 @@ def utility(
     repeats = max(len(values) for curve in (base, ours) for values in curve.values())
     if draws and repeats > 1:
         random = np.random.default_rng(seed)
-        drawn = [_drawn(base, ours, paired, random) for _ in range(draws)]
+        drawn = [_resample(base, ours, paired, random) for _ in range(draws)]
         low, high = _interval([_solve(*pair, log) for pair in drawn], labels, coverage)
     return Utility(labels, equal, equal / labels - 1, bound, low, high)
 
@@ -155,7 +155,7 @@ def interval(values: Sequence[float], coverage: float = 0.95) -> tuple[float, fl
     return float(low), float(high)
 
 
-def _checked(curve: Curve, what: str) -> dict[int, np.ndarray]:
+def _check_curve(curve: Curve, what: str) -> dict[int, np.ndarray]:
     found = {n: np.asarray(curve[n], float).ravel() for n in sorted(curve)}
     if not found or any(not len(v) or n < 1 or not np.isfinite(v).all()
                         for n, v in found.items()):  # fmt: skip
@@ -166,7 +166,7 @@ def _checked(curve: Curve, what: str) -> dict[int, np.ndarray]:
 def _solve(base: dict, ours: dict, log: bool) -> tuple[np.ndarray, tuple[str, ...]]:
     """Equal labels and bounds of every number of labels of `ours`."""
     curves = [
-        monotone([values.mean() for values in curve.values()],
+        fit_monotone([values.mean() for values in curve.values()],
                  [len(values) for values in curve.values()])
         for curve in (base, ours)
     ]  # fmt: skip
@@ -175,7 +175,7 @@ def _solve(base: dict, ours: dict, log: bool) -> tuple[np.ndarray, tuple[str, ..
     return np.array([number for number, _ in solved]), tuple(bound for _, bound in solved)
 
 
-def _drawn(base: dict, ours: dict, paired: bool, random: np.random.Generator) -> tuple:
+def _resample(base: dict, ours: dict, paired: bool, random: np.random.Generator) -> tuple:
     """Repeats drawn again with replacement, for each number of labels."""
     picks = {n: random.integers(len(v), size=len(v)) for n, v in base.items()}
     again = {n: picks[n] if paired and n in picks else random.integers(len(v), size=len(v))
@@ -206,7 +206,7 @@ def original(baseline: Curve, method: Curve) -> tuple[np.ndarray, np.ndarray, np
     Returns:
         labels, mean and standard deviation over repeats, [k] each.
     """
-    base, ours = _checked(baseline, "baseline"), _checked(method, "method")
+    base, ours = _check_curve(baseline, "baseline"), _check_curve(method, "method")
     x, y = np.array(list(base), float), np.array([v.mean() for v in base.values()])
     labels, means, spreads = [], [], []
     before: tuple[float, float] | None = None

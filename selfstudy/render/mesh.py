@@ -24,7 +24,7 @@ class Mesh:
     faces: np.ndarray
 
 
-def normalised(mesh: Mesh) -> Mesh:
+def normalise(mesh: Mesh) -> Mesh:
     """The mesh moved and scaled: bounding box around the origin, its diagonal 1.
 
     Only vertices that a face uses count; the others are left out.

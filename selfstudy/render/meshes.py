@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from selfstudy.render.mesh import BUCKETS, Mesh, normalised
+from selfstudy.render.mesh import BUCKETS, Mesh, normalise
 from util.errors import UserError, cause
 
 ENDINGS = (".glb", ".obj", ".off", ".ply", ".stl")
@@ -93,7 +93,8 @@ def _load(path: Path) -> Mesh:
             scene = trimesh.load_scene(
                 file,
                 file_type=path.suffix[1:].lower(),
-                resolver=_Alone(),
+                # Only called, never asked for its class.
+                resolver=_NoOtherFiles(),  # pyright: ignore[reportArgumentType]
                 process=False,
                 skip_materials=True,
             )
@@ -102,7 +103,7 @@ def _load(path: Path) -> Mesh:
         faces = np.asarray(found.faces, np.int64)
         if faces.min(initial=0) < 0:
             raise ValueError("a face's vertex has a negative number")
-        return normalised(Mesh(np.asarray(found.vertices, float), faces))
+        return normalise(Mesh(np.asarray(found.vertices, float), faces))
     except UserError:
         raise
     except Exception as error:  # a reader of strangers' files may raise anything
@@ -117,7 +118,7 @@ def _check_size(path: Path, scene: Any) -> None:
         raise UserError(f"{path} has {count} faces, expected at most {MOST_FACES}: decimate it")
 
 
-class _Alone:
+class _NoOtherFiles:
     """Refuses whatever a file refers to: materials, pictures, buffers of other files."""
 
     def get(self, name: str) -> Any:
@@ -128,5 +129,5 @@ class _Alone:
     def keys(self) -> list[str]:
         return []
 
-    def namespaced(self, namespace: str) -> "_Alone":
+    def namespaced(self, namespace: str) -> "_NoOtherFiles":
         return self

@@ -49,12 +49,12 @@ class Part:
         self.ledger = path.with_name(f".{path.name}.ledger")
         self.places, size = self._frame({})
         header = plain({"recipe": recipe, "places": self.places, "size": size})
-        self.done, self.discarded = self._begun(header, size)
+        self.done, self.discarded = self._resume(header, size)
         self._check_room(size)
         if not self.done:
             self._begin(header, size)
 
-    def _begun(self, header: dict, size: int) -> tuple[set[tuple[int, int]], bool]:
+    def _resume(self, header: dict, size: int) -> tuple[set[tuple[int, int]], bool]:
         """The pieces that are there, or none and whether there were others."""
         first, *rows = read_lines(self.ledger) or [{}]
         if not self.file.exists():
@@ -165,8 +165,9 @@ def _write_frame(path: Path, arrays: Arrays, attributes: dict) -> dict[str, int]
     hole = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     hole.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     hole.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    options = {"alignment_threshold": 1, "alignment_interval": ALIGN}
-    with h5py.File(path, "w", libver="v110", **options) as file:
+    with h5py.File(
+        path, "w", libver="v110", alignment_threshold=1, alignment_interval=ALIGN
+    ) as file:
         for name, (shape, kind) in arrays.items():
             file.create_dataset(name, shape, kind, dcpl=hole)
         places = {name: file[name].id.get_offset() for name in arrays}
@@ -188,7 +189,7 @@ def _copy(source: Path, target: Path, ranges: list[tuple[int, int]], size: int) 
 
 def _put(handle: int, piece: np.ndarray, offset: int) -> None:
     """Write all bytes at `offset`; the system may take them in several parts."""
-    view = memoryview(piece.reshape(-1).view(np.uint8))
+    view = piece.reshape(-1).view(np.uint8).data
     while len(view):
         written = os.pwrite(handle, view, offset)
         view, offset = view[written:], offset + written

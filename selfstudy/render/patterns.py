@@ -4,7 +4,7 @@ Each has random colours, scale and direction. Texture `number` is the same on ev
 """
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,9 @@ Draw = np.random.Generator
 # ---- what families are made of ---------------------------------------------------------------
 
 
-def noise(draw: Draw, power: float, stretch: tuple[float, float] = (1, 1)) -> np.ndarray:
+def noise(
+    draw: Draw, power: float, stretch: Sequence[float] | np.ndarray = (1, 1)
+) -> np.ndarray:
     """[SIZE, SIZE] noise with a spectrum f^-power, as ranks 0..1; `stretch` its grain."""
     far = np.hypot(FREQUENCY[:, None] * stretch[0], FREQUENCY * stretch[1])
     far[0, 0] = np.inf
@@ -91,13 +93,13 @@ def shade(draw: Draw, values: np.ndarray, stops: int = 2) -> np.ndarray:
 
 
 def _cloud(draw: Draw) -> np.ndarray:
-    return shade(draw, noise(draw, draw.uniform(0.9, 2)), draw.integers(2, 5))
+    return shade(draw, noise(draw, draw.uniform(0.9, 2)), int(draw.integers(2, 5)))
 
 
 def _marble(draw: Draw) -> np.ndarray:
     warp = noise(draw, 1.8) * draw.uniform(0.6, 2)
     veins = np.abs(2 * wave(draw, 1, 5, warp) - 1) ** draw.uniform(0.4, 1.2)
-    return shade(draw, veins, draw.integers(2, 4))
+    return shade(draw, veins, int(draw.integers(2, 4)))
 
 
 def _wood(draw: Draw) -> np.ndarray:
@@ -118,7 +120,7 @@ def _checks(draw: Draw) -> np.ndarray:
 
 
 def _dots(draw: Draw) -> np.ndarray:
-    count = 2 * draw.integers(1, 5)
+    count = 2 * int(draw.integers(1, 5))
     _, (far, _) = nearest(lattice(draw, count, draw.choice([0, 0.5]), draw.choice([0, 0.6])))
     radius = draw.uniform(0.2, 0.42) / count
     return shade(draw, np.clip((radius - far) * SIZE / 2 + 0.5, 0, 1))
@@ -170,7 +172,7 @@ def _zigzag(draw: Draw) -> np.ndarray:
 
 
 def _camouflage(draw: Draw) -> np.ndarray:
-    levels = draw.integers(3, 5)
+    levels = int(draw.integers(3, 5))
     patch = np.minimum((noise(draw, draw.uniform(1.3, 2)) * levels).astype(int), levels - 1)
     return colors(draw, levels)[patch]
 
@@ -181,7 +183,7 @@ def _rings(draw: Draw) -> np.ndarray:
 
 
 def _scales(draw: Draw) -> np.ndarray:
-    count = 2 * draw.integers(2, 5)
+    count = 2 * int(draw.integers(2, 5))
     value = np.zeros((SIZE, SIZE))
     for row in range(-1, count + 1):  # each row lies over the one above
         along = (COLUMN * count + 0.5 * (row % 2)) % 1 - 0.5
@@ -193,11 +195,11 @@ def _scales(draw: Draw) -> np.ndarray:
 
 def _grain(draw: Draw) -> np.ndarray:
     speck = noise(draw, draw.uniform(0, 0.7)) ** draw.uniform(1, 5)
-    return shade(draw, speck, draw.integers(2, 4))
+    return shade(draw, speck, int(draw.integers(2, 4)))
 
 
 def _honeycomb(draw: Draw) -> np.ndarray:
-    count = 2 * draw.integers(2, 5)
+    count = 2 * int(draw.integers(2, 5))
     _, (one, two) = nearest(lattice(draw, count, 0.5, draw.choice([0, 0.25])))
     edge = np.clip((two - one) * count * draw.uniform(2, 6), 0, 1)
     return shade(draw, edge)
@@ -217,13 +219,14 @@ def _plaid(draw: Draw) -> np.ndarray:
 
 def _fur(draw: Draw) -> np.ndarray:
     stretch = draw.permutation([1, draw.uniform(4, 9)])
-    return shade(draw, noise(draw, draw.uniform(0.6, 1.2), stretch), draw.integers(2, 4))
+    return shade(draw, noise(draw, draw.uniform(0.6, 1.2), stretch), int(draw.integers(2, 4)))
 
 
 def _ripples(draw: Draw) -> np.ndarray:
-    height = sum(np.sin(2 * np.pi * wave(draw, 2, 7)) for _ in range(draw.integers(2, 5)))
+    waves = (np.sin(2 * np.pi * wave(draw, 2, 7)) for _ in range(draw.integers(2, 5)))
+    height = sum(waves, np.zeros((SIZE, SIZE)))
     height = (height - height.min()) / np.ptp(height)
-    return shade(draw, height, draw.integers(2, 5))
+    return shade(draw, height, int(draw.integers(2, 5)))
 
 
 def _triangles(draw: Draw) -> np.ndarray:

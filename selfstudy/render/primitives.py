@@ -6,8 +6,9 @@ Everything is a loft: rings of points joined to a skin, closed at both ends.
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from selfstudy.render.mesh import Mesh, normalised
+from selfstudy.render.mesh import Mesh, normalise
 
 Point = tuple[float, float, float] | np.ndarray
 AXES = {"x": 0, "y": 1, "z": 2}
@@ -44,7 +45,7 @@ class Shape:
 
     def mesh(self) -> Mesh:
         """All parts as one normalised mesh."""
-        return normalised(Mesh(np.concatenate(self.vertices), np.concatenate(self.faces)))
+        return normalise(Mesh(np.concatenate(self.vertices), np.concatenate(self.faces)))
 
     def add(self, vertices: np.ndarray, faces: np.ndarray) -> None:
         """Vertices [V, 3] and faces [F, 3] of a part."""
@@ -99,16 +100,16 @@ class Shape:
         ring = corners @ np.stack([across, up])
         self.loft(np.stack([start + ring, end + ring]))
 
-    def tube(self, path: np.ndarray, radius: float | np.ndarray, sides: int = 6) -> None:
+    def tube(self, path: ArrayLike, radius: float | np.ndarray, sides: int = 6) -> None:
         """A round bar along points [n, 3]; the radius may change from point to point."""
-        path = np.asarray(path, float)
-        steps = np.diff(path, axis=0)
+        points = np.asarray(path, float)
+        steps = np.diff(points, axis=0)
         steps /= np.linalg.norm(steps, axis=1, keepdims=True)
         tangents = np.concatenate([steps[:1], steps[:-1] + steps[1:], steps[-1:]])
-        radii = np.broadcast_to(radius, len(path))
+        radii = np.broadcast_to(radius, len(points))
         across, _ = frame(tangents[0])
         rings = []
-        for place, tangent, size in zip(path, tangents, radii, strict=True):
+        for place, tangent, size in zip(points, tangents, radii, strict=True):
             tangent = tangent / np.linalg.norm(tangent)
             across = across - (across @ tangent) * tangent  # carried along without twisting
             across /= np.linalg.norm(across)
@@ -116,16 +117,18 @@ class Shape:
         self.loft(np.stack(rings))
 
     def lathe(
-        self, profile: np.ndarray, centre: Point = (0, 0, 0), sides: int = 14, axis: str = "y"
+        self, profile: ArrayLike, centre: Point = (0, 0, 0), sides: int = 14, axis: str = "y"
     ) -> None:
         """A profile [n, 2] of radius and height turned about an axis through `centre`."""
-        profile = np.asarray(profile, float)
+        outline = np.asarray(profile, float)
         at = AXES[axis]
-        flat = profile[:, :1, None] * circle(sides)
-        rings = np.insert(flat, at, profile[:, 1:], axis=2)
+        flat = outline[:, :1, None] * circle(sides)
+        rings = np.insert(flat, at, outline[:, 1:], axis=2)
         self.loft(rings + np.asarray(centre, float))
 
-    def disc(self, centre: Point, radius: float, thick: float, axis: str, sides: int = 16):
+    def disc(
+        self, centre: Point, radius: float, thick: float, axis: str, sides: int = 16
+    ) -> None:
         """A flat cylinder around `centre`."""
         half = thick / 2
         self.lathe([[radius, -half], [radius, half]], centre, sides, axis)
@@ -154,7 +157,7 @@ class Shape:
         self.add(points.reshape(-1, 3) + np.asarray(centre, float),
                  np.concatenate(faces).reshape(-1, 3))  # fmt: skip
 
-    def mirrored(self, part: "Shape") -> None:
+    def add_mirrored(self, part: "Shape") -> None:
         """Another shape twice: as it is, and its mirror image with x turned round."""
         for vertices, faces in part.parts():
             self.add(vertices, faces)

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from util.fetch import progress
 LEAST, WIDTHS = 12, (8, 1024)  # images: one a bucket; pixels
 BLOCK = 10000  # images looked at together
 # Calls a function for each task, somewhere: (function, given, tasks) -> (task, result) pairs.
-Spread = Callable[[Callable, Any, Iterable], Iterator[tuple[Any, Any]]]
+Spread = Callable[[Callable, Any, Iterable], Generator[tuple[Any, Any], None, None]]
 
 
 def produce(

@@ -72,7 +72,7 @@ class Camera:
         up = (0.5 - row / size) / self.focal
         return np.stack([right, up, np.full_like(right, -1)], -1) @ self.axes
 
-    def moved(self, motion: np.ndarray) -> "Camera":
+    def move(self, motion: np.ndarray) -> "Camera":
         """Shifted by `motion[:3]` (metres) and turned by `motion[3:]`, in its own axes."""
         position = self.position + motion[:3] @ self.axes
         return replace(self, position=position, axes=turn(motion[3:]).T @ self.axes)

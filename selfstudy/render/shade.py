@@ -53,7 +53,7 @@ class Solids:
         normals = np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
         return cls(joined, normals, np.repeat(np.arange(len(bodies)), list(map(len, corners))))
 
-    def seen(self, cameras: list[Camera], size: int) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, cameras: list[Camera], size: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest triangle and 1 / depth at the pixel centres, [cameras, size, size]."""
         views = [camera.see(self.corners, size) for camera in cameras]
         x, y, depth = (np.concatenate(parts) for parts in zip(*views, strict=True))
@@ -110,7 +110,7 @@ class Labels:
 def label(scene: Scene, camera: Camera, size: int, solids: Solids | None = None) -> Labels:
     """The true labels of a scene as `camera` sees it, `size` pixels wide."""
     solids = solids or Solids.of(scene.bodies)
-    ((found,), _) = solids.seen([camera], size)
+    ((found,), _) = solids.nearest([camera], size)
     row, column = np.nonzero(found >= 0)
     triangle = found[row, column]
     rays = camera.rays(column + 0.5, row + 0.5, size)
@@ -130,7 +130,7 @@ def colour(
     """The picture, [3, size, size] uint8 RGB."""
     solids = solids or Solids.of(scene.bodies)
     fine = SAMPLES * size
-    ((found,), _) = solids.seen([camera], fine)
+    ((found,), _) = solids.nearest([camera], fine)
     pixel, triangle, column, row, share = _fragments(found, size)
     rays = camera.rays(column, row, fine)
     distance = solids.meet(camera, rays, triangle)[:, None]
@@ -139,8 +139,8 @@ def colour(
     albedo = _albedo(scene, solids, triangle, points, bank, distance, size)
     behind = _backdrop(scene, camera, size, bank)
     lights = _lights(scene, solids)
-    front = _lit(scene, camera, Spots(points, normals, albedo, scene.shine), lights)
-    picture = _lit(scene, camera, behind, lights)
+    front = _illuminate(scene, camera, Spots(points, normals, albedo, scene.shine), lights)
+    picture = _illuminate(scene, camera, behind, lights)
     covered = np.bincount(pixel, share, size * size)
     picture *= (1 - covered)[:, None]
     for channel in range(3):
@@ -252,12 +252,12 @@ def _lights(scene: Scene, solids: Solids) -> Lights:
     centre, radius = (low + high) / 2, float(np.linalg.norm(high - low) / 2)
     places = scene.light + LIGHT_SIZE / np.sqrt(3) * LIGHT_PLACES
     places = np.vstack([places, centre + SUN_DISTANCE * SUN_DIRECTION])
-    cameras = [_aimed(place, centre, radius) for place in places]
+    cameras = [_aim(place, centre, radius) for place in places]
     texels = SHADOW_TEXELS[len(scene.bodies) == 1]
-    return Lights(cameras, solids.seen(cameras, texels)[1], 1.5 * 2 * radius / texels)
+    return Lights(cameras, solids.nearest(cameras, texels)[1], 1.5 * 2 * radius / texels)
 
 
-def _aimed(place: np.ndarray, centre: np.ndarray, radius: float) -> Camera:
+def _aim(place: np.ndarray, centre: np.ndarray, radius: float) -> Camera:
     """A camera whose picture just holds the sphere; from inside or near it, what it can."""
     back = place - centre
     distance = float(np.linalg.norm(back))
@@ -285,7 +285,7 @@ def _visible(lights: Lights, spots: Spots) -> np.ndarray:
     return reached
 
 
-def _lit(scene: Scene, camera: Camera, spots: Spots, lights: Lights) -> np.ndarray:
+def _illuminate(scene: Scene, camera: Camera, spots: Spots, lights: Lights) -> np.ndarray:
     """[n, 3] colours of the spots, about 0..1."""
     to_light = scene.light - spots.points
     to_light /= np.linalg.norm(to_light, axis=1, keepdims=True)

@@ -134,7 +134,7 @@ def _once(path: Path, count: int, one: Callable[[int], np.ndarray]) -> np.ndarra
 
     It is mapped into memory: processes share it.
     """
-    kept = _kept(path, count)
+    kept = _load(path, count)
     if kept is not None:
         return kept
     texels = np.empty((count, SIZE, SIZE, 3), np.uint8)
@@ -142,11 +142,11 @@ def _once(path: Path, count: int, one: Callable[[int], np.ndarray]) -> np.ndarra
     for number in range(count):
         texels[number] = one(number)
         show(number + 1)
-    _keep(path, texels)
+    _save(path, texels)
     return texels
 
 
-def _kept(path: Path, count: int) -> np.ndarray | None:
+def _load(path: Path, count: int) -> np.ndarray | None:
     """The mapped file, or None when it is not there, damaged or something else."""
     try:
         texels = np.lib.format.open_memmap(path, mode="r")
@@ -156,7 +156,7 @@ def _kept(path: Path, count: int) -> np.ndarray | None:
     return texels if texels.shape == expected and texels.dtype == np.uint8 else None
 
 
-def _keep(path: Path, texels: np.ndarray) -> None:
+def _save(path: Path, texels: np.ndarray) -> None:
     """Write the file whole or not at all; where that cannot be, the next process tries."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:

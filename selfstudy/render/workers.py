@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -26,7 +26,7 @@ WATCH = 0.5  # seconds between two looks whether the parent lives
 
 def spread(
     function: Callable[[Any, Any], Any], given: Any, tasks: Iterable[Any], workers: int
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """(task, function(given, task)) for each task, in the order in which they are done.
 
     At most two results for each process are waiting at a time. Closing the iterator ends the

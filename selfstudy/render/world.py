@@ -180,7 +180,7 @@ class World:
         scene = sample(
             draw, self.factors, models, numbers, len(self.classes), self.pairs, self.spread
         )
-        return _greyed(scene) if self.grey else scene
+        return _make_grey(scene) if self.grey else scene
 
     def arrays(self, res: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and type of every array of `picture`, by name."""
@@ -226,15 +226,15 @@ class World:
         values["segment"] = classes[seen.body + 1]
         values["depth"] = seen.depth
         values["normals"] = np.rint(seen.normals * 127)
-        if self.pairs:
-            moved = CAMERA.moved(scene.motion)
+        if scene.motion is not None:
+            moved = CAMERA.move(scene.motion)
             values["data_next"] = colour(scene, moved, res, self.bank, solids)
             values["flow"] = flow(seen, moved)
             values["camera_motion"] = scene.motion
-        made = {}
+        arrays = {}
         for name, (shape, kind) in self.arrays(res).items():
-            made[name] = np.asarray(values[name]).astype(kind).reshape(shape)
-        return made
+            arrays[name] = np.asarray(values[name]).astype(kind).reshape(shape)
+        return arrays
 
 
 def flow(seen: Labels, camera: Camera) -> np.ndarray:
@@ -255,7 +255,7 @@ def flow(seen: Labels, camera: Camera) -> np.ndarray:
     return np.where(seen.body >= 0, moved, 0)
 
 
-def _of_objects(scene: Scene, seen: Labels) -> dict[str, np.ndarray]:
+def _of_objects(scene: Scene, seen: Labels) -> dict[str, Any]:
     """The arrays with one entry an object or a picture."""
     bodies = scene.bodies
     shown = [body.vertices() for body in bodies]
@@ -285,7 +285,7 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _greyed(scene: Scene) -> Scene:
+def _make_grey(scene: Scene) -> Scene:
     def grey(color: np.ndarray) -> np.ndarray:
         return np.repeat(color[:1], 3)
 

@@ -62,7 +62,7 @@ class Manifest:
         return cls(folder, plan, kept, events, torn + len(lines) - len(events))
 
     @functools.cached_property
-    def held(self) -> bool:
+    def is_running(self) -> bool:
         """Whether a driver is running the experiment.
 
         On this machine its process must be alive; of another machine's driver only what it
@@ -73,10 +73,10 @@ class Manifest:
             return False
         begin = drivers[-1]
         if begin.get("host") == socket.gethostname():
-            return _alive(begin.get("pid"), begin["time"])
+            return _is_alive(begin.get("pid"), begin["time"])
         written = [self.folder / paths.JOURNAL, self.folder / ".owner"]
         written += [self.folder / row["name"] / paths.RESULT for row in self.rows]
-        return time.time() - max(map(_changed, written)) < FRESH
+        return time.time() - max(map(_mtime, written)) < FRESH
 
     @functools.cached_property
     def _latest(self) -> dict[str, dict[str, Any]]:
@@ -97,7 +97,7 @@ class Manifest:
         event = self._latest.get(name, {}).get("status")
         if event in ("stopped", "failed"):
             return event
-        if self.held and (last or event in ("started", "retried")):
+        if self.is_running and (last or event in ("started", "retried")):
             return "running"
         return "interrupted" if last else "planned"
 
@@ -115,7 +115,7 @@ def _plan(path: Path) -> dict[str, Any]:
             if not isinstance(plan.get(key), kind):
                 raise ValueError(f"'{key}' is missing or no {kind.__name__}")
         for key in ("gin", "params"):
-            if not _are(plan["spec"].get(key), str):
+            if not _all_are(plan["spec"].get(key), str):
                 raise ValueError(f"spec['{key}'] is no list of texts")
         _check_rows(plan["rows"])
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _plan(path: Path) -> dict[str, Any]:
     return plan
 
 
-def _are(items: Any, kind: type) -> bool:
+def _all_are(items: Any, kind: type) -> bool:
     return isinstance(items, list) and all(isinstance(item, kind) for item in items)
 
 
@@ -157,14 +157,14 @@ def _is_event(line: dict[str, Any]) -> bool:
     return kind in ("begin", "end")
 
 
-def _changed(path: Path) -> float:
+def _mtime(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _alive(pid: Any, begun: float) -> bool:
+def _is_alive(pid: Any, begun: float) -> bool:
     """Whether process `pid` of this machine, which wrote at `begun`, is still there."""
     if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 0:
         return False
@@ -174,11 +174,11 @@ def _alive(pid: Any, begun: float) -> bool:
         pass  # another user's
     except (OSError, OverflowError):
         return False
-    started = _started(pid)
+    started = _start_time(pid)
     return started is None or started < begun + 10  # else it has only inherited the number
 
 
-def _started(pid: int) -> float | None:
+def _start_time(pid: int) -> float | None:
     """When a process has started, in seconds since 1970 (Linux; None elsewhere)."""
     try:
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

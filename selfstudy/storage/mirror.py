@@ -227,7 +227,7 @@ class Mirror:
         count = 0
         with _as_os_errors():
             names = self._files(_name(folder))
-            for name in filter(_is_mended, names):
+            for name in filter(_is_resolved_error, names):
                 self.filesystem.delete_file(self._at(name))
                 count += 1
             for place in sorted({name.rpartition("/")[0] for name in names}):
@@ -434,7 +434,7 @@ def _is_outdated(place: Path) -> bool:
                for here in checkpoints(place.parent))  # fmt: skip
 
 
-def _is_mended(name: str) -> bool:
+def _is_resolved_error(name: str) -> bool:
     """Whether a file is the error of a trial that has been tried again since."""
     file = paths.EXP_DIR / name
     return file.name == paths.ERROR and is_trial(file.parent) and not file.exists()

@@ -1,7 +1,7 @@
-"""Moving checkpoints to handy names, without torch.
+"""Moving checkpoints to names that are easy to type, without torch.
 
-`relocations` says where each trial's
-checkpoint would go and refuses everything doubtful before `move` touches the first one.
+`relocations` says where each trial's checkpoint would go, and refuses every conflict before
+`move` touches the first file.
 Names come from strangers' experiments, so a template can only look up `cfg[<gin name>]`, and
 every value becomes one plain path component.
 """
@@ -81,7 +81,7 @@ def format_name(pattern: str, cfg: dict[str, Any]) -> str:
     except ValueError as error:
         raise UserError(f"the template '{pattern}' is malformed: {error}") from None
     name = "".join(
-        text if field is None else text + _field(pattern, field, spec, conversion, cfg)
+        text if field is None else text + _field(pattern, field, spec or "", conversion, cfg)
         for text, field, spec, conversion in parts
     )
     for component in name.split("/"):
@@ -220,7 +220,9 @@ def _choose(
     trial: Path, best: str | None
 ) -> tuple[tuple[Path, dict] | None, list[tuple[Path, str]]]:
     """The trial's last, or best, whole checkpoint with its card, and the damaged ones."""
-    chosen, highest, damaged = None, -math.inf, []
+    chosen: tuple[Path, dict] | None = None
+    highest: float = -math.inf
+    damaged = []
     for folder in checkpoints(trial):
         try:
             value = _metric(read_card(folder), best)
@@ -266,24 +268,41 @@ def _refuse_destination(
     experiment: Path, source: Path, destination: Path, overwrite: bool
 ) -> None:
     """Refuse a destination that is taken, a link, or belongs to the experiment's own files."""
-    shown = short_name(destination)
-    names = destination.relative_to(experiment).parts
-    if any(name in _RESERVED or name.startswith(("e_", paths.CHECKPOINT)) for name in names):
-        raise UserError(f"{shown}: the names of trials and of our files cannot be destinations")
-    for depth in range(1, len(names) + 1):
-        part = experiment.joinpath(*names[:depth])
-        if part.is_symlink() or (part.exists() and not part.is_dir()):
-            raise UserError(f"{short_name(part)} is a link or a file, not a folder", code=4)
-        if part.is_dir() and (is_trial(part) or (part != destination and is_snapshot(part))):
-            raise UserError(f"{shown} would lie in the trial or snapshot {short_name(part)}")
-    # The experiment's own folder is always there; what counts is a finished snapshot in it.
-    free = not (experiment / paths.CARD).exists() if not names else not destination.exists()
-    if free or _same(source, destination):
+    _refuse_reserved(experiment, destination)
+    _refuse_path(experiment, destination)
+    # The experiment's own folder always exists; there a finished snapshot is what counts.
+    whole_experiment = destination == experiment
+    taken = (destination / paths.CARD).exists() if whole_experiment else destination.exists()
+    if not taken or _same(source, destination):
         return
-    if not is_snapshot(destination) or (names and subfolders(destination)):
+    shown = short_name(destination)
+    if not is_snapshot(destination) or (not whole_experiment and subfolders(destination)):
         raise UserError(f"{shown} exists already and holds more than a snapshot", code=4)
     if not overwrite:
         raise UserError(f"{shown} exists already: --overwrite replaces it", code=4)
+
+
+def _refuse_reserved(experiment: Path, destination: Path) -> None:
+    """Refuse the names of trials, checkpoints and the files that an experiment writes."""
+    for name in destination.relative_to(experiment).parts:
+        if name in _RESERVED or name.startswith(("e_", paths.CHECKPOINT)):
+            raise UserError(
+                f"{short_name(destination)}: the names of trials and of our files cannot be "
+                "destinations"
+            )
+
+
+def _refuse_path(experiment: Path, destination: Path) -> None:
+    """Refuse links, files and other snapshots between the experiment and the destination."""
+    inside = [destination, *destination.parents]
+    for part in reversed(inside[: inside.index(experiment)]):
+        if part.is_symlink() or (part.exists() and not part.is_dir()):
+            raise UserError(f"{short_name(part)} is a link or a file, not a folder", code=4)
+        if part.is_dir() and (is_trial(part) or (part != destination and is_snapshot(part))):
+            raise UserError(
+                f"{short_name(destination)} would lie in the trial or snapshot "
+                f"{short_name(part)}"
+            )
 
 
 def _same(source: Path, destination: Path) -> bool:

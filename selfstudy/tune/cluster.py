@@ -8,7 +8,7 @@ import socket
 import stat
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ def _check_extra() -> None:
 
 def spread(
     function: Callable[[Any, Any], Any], given: Any, tasks: Iterable[Any]
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """(task, function(given, task)) for each task, in the order in which the nodes are done.
 
     Each takes a CPU; those that are lost with their node are done again. At most two for each

@@ -80,4 +80,4 @@ def plot(
     if figure not in FIGURES:
         raise UserError(f"no figure is called '{figure}'{nearest(figure, FIGURES)}")
     FIGURES[figure](names, metric, save)
-    return canvas.written(save)
+    return canvas.paths_of(save)

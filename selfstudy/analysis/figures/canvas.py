@@ -50,7 +50,7 @@ class Picture(Figure):
     """A matplotlib figure that notebooks show, though pyplot doesn't know it."""
 
     def _repr_png_(self) -> bytes:
-        return _rendered(self, "png", dpi=110, facecolor="white")
+        return _render(self, "png", dpi=110, facecolor="white")
 
 
 def settings() -> Any:
@@ -155,7 +155,7 @@ def outcomes(frame: "pandas.DataFrame", *regular: str) -> str:
                      if status not in regular)  # fmt: skip
 
 
-def counted(number: int, noun: str) -> str:
+def quantity(number: int, noun: str) -> str:
     """Such as '1 trial' and '2 trials'."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -263,11 +263,11 @@ def finish(picture: Figure, numbers: "pandas.DataFrame", save: str | Path | None
     contents = {
         # white, since its letters are black and a page around it may be, too
         "svg": svg(picture, hashlib.sha256(table.encode()).hexdigest()[:16], "white"),
-        "png": _rendered(picture, "png", dpi=DPI, facecolor="white"),
+        "png": _render(picture, "png", dpi=DPI, facecolor="white"),
         "csv": table.encode(),
     }
     try:
-        for path, content in zip(written(save), contents.values(), strict=True):
+        for path, content in zip(paths_of(save), contents.values(), strict=True):
             files.write_bytes(path, content)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -275,7 +275,7 @@ def finish(picture: Figure, numbers: "pandas.DataFrame", save: str | Path | None
     return picture
 
 
-def written(save: str | Path) -> list[Path]:
+def paths_of(save: str | Path) -> list[Path]:
     """The files that `finish` writes: SVG, PNG and CSV."""
     return [Path(f"{save}.{suffix}") for suffix in ("svg", "png", "csv")]
 
@@ -289,15 +289,15 @@ def svg(picture: Figure, salt: str, background: str = "none") -> bytes:
         background: its colour, "none" to see the page through.
     """
     with rc_context({"svg.hashsalt": salt}):
-        return _rendered(picture, "svg", metadata={"Date": None}, facecolor=background)
+        return _render(picture, "svg", metadata={"Date": None}, facecolor=background)
 
 
 def png(picture: Figure, dpi: int) -> bytes:
     """The figure as PNG."""
-    return _rendered(picture, "png", dpi=dpi)
+    return _render(picture, "png", dpi=dpi)
 
 
-def _rendered(picture: Figure, kind: str, **options: Any) -> bytes:
+def _render(picture: Figure, kind: str, **options: Any) -> bytes:
     content = io.BytesIO()
     with rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a stranger's letters

@@ -82,7 +82,9 @@ def _methods(curves: Curves) -> list[str]:
 def _left_out(curves: Curves) -> str:
     if not curves.left_out:
         return ""
-    return f"{canvas.counted(curves.left_out, 'trial')} left out: not ended, or without a value"
+    return (
+        f"{canvas.quantity(curves.left_out, 'trial')} left out: not ended, or without a value"
+    )
 
 
 def _line(
@@ -235,7 +237,7 @@ def training(
     ax.grid(alpha=0.25)
     ended = canvas.outcomes(trials, "done") if trials is not None else ""
     silent = len(rounds.groupby(keys)) - len(seen.groupby(keys))
-    without = f"{canvas.counted(silent, 'trial')} without a finite value" if silent else ""
+    without = f"{canvas.quantity(silent, 'trial')} without a finite value" if silent else ""
     canvas.caption(picture, about, ended, without)
     return canvas.finish(picture, pandas.DataFrame(numbers), save)
 

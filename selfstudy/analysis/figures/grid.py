@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from selfstudy.analysis.figures import canvas
 from selfstudy.analysis.figures.canvas import INK
 from selfstudy.analysis.figures.sweep import (
+    axis_label,
     counts,
-    measured,
+    metric_values,
     missing,
-    named,
     order_of,
     short_values,
     varying,
@@ -46,7 +46,7 @@ def heat_map(
     """
     import pandas
 
-    values = measured(frame, metric)
+    values = metric_values(frame, metric)
     for name in (x, y):
         if name not in frame:
             raise UserError(f"no trial overrides '{name}'{nearest(name, varying(frame))}")
@@ -66,7 +66,7 @@ def heat_map(
     else:
         _heat(picture, ax, mean, [list(across.values()), list(up.values())], [x, y], metric)
     used = sum(map(len, cells.values()))
-    canvas.caption(picture, f"mean over {canvas.counted(used, 'trial')}",
+    canvas.caption(picture, f"mean over {canvas.quantity(used, 'trial')}",
                    counts(frame, values, metric) if used < len(frame) else "")  # fmt: skip
     table = [[list(across)[column], list(up)[row], len(found), np.mean(found)]
              for (row, column), found in sorted(cells.items())]  # fmt: skip
@@ -97,7 +97,7 @@ def _heat(
     low, high = np.nanmin(mean), np.nanmax(mean)
     with canvas.settings():
         image = ax.imshow(mean, cmap=canvas.MAP, aspect="auto", origin="lower")
-        picture.colorbar(image, ax=ax, label=named(metric))
+        picture.colorbar(image, ax=ax, label=axis_label(metric))
         for (row, column), value in np.ndenumerate(mean):
             if mean.size <= 150 and np.isfinite(value):
                 bright = high > low and (value - low) / (high - low) > 0.5

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from selfstudy.analysis import results
 from selfstudy.analysis.figures import canvas
 from selfstudy.analysis.figures.canvas import BLACK, CODES, GREY, INK
-from selfstudy.analysis.figures.slots import LATEST, Bar, Elapsed, bars, packed
+from selfstudy.analysis.figures.slots import LATEST, Bar, Elapsed, assign_slots, bars
 from util.text import clock, short_names
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def rungs(
     at = sorted(set(stopped["round"].astype(int))) if at is None else sorted(at)
     picture, (above, below) = canvas.grid(2, 1, (5.2, 2.5), sharex=True)
     told = canvas.outcomes(frame, "done", "stopped")
-    words = [f"{len(ran)} of {canvas.counted(len(frame), 'trial')} have begun",
+    words = [f"{len(ran)} of {canvas.quantity(len(frame), 'trial')} have begun",
              f"of all {told}" if told else ""]  # fmt: skip
     numbers = _alive(ran)
     if ran.empty:
@@ -79,9 +79,9 @@ def rungs(
     below.step(numbers["round"], numbers["alive"], where="post", color=canvas.COLORS[0])
     below.set_ylim(0, 1.08 * numbers["alive"].max())
     with canvas.settings():
-        above.set_title(f"{len(stopped)} of {canvas.counted(len(ran), 'trial')} stopped early",
+        above.set_title(f"{len(stopped)} of {canvas.quantity(len(ran), 'trial')} stopped early",
                         pad=14 if at else 6)  # fmt: skip
-        below.set_title(_saved(ran))
+        below.set_title(_savings(ran))
         above.set_ylabel(canvas.text(metric.replace("_", " ")))
         below.set_ylabel("trials alive")
         below.set_xlabel("round")
@@ -150,7 +150,7 @@ def _rung_lines(axes: Sequence[Axes], agreement: dict[int, float | None]) -> Non
                 )  # fmt: skip
 
 
-def _saved(ran: "pandas.DataFrame") -> str:
+def _savings(ran: "pandas.DataFrame") -> str:
     """What stopping saved of the rounds that ended trials would else have run."""
     ended = ran[ran.status.isin(["done", "stopped"])]
     full = ended["rounds"].fillna(ended["round"].max()) if len(ended) else ended["round"]
@@ -181,7 +181,7 @@ def timeline(experiments: "Sequence[Experiment]", save: str | Path | None = None
     read = [bars(experiment) for experiment in experiments]
     found = [one for one_experiment, _ in read for one in one_experiment]
     elapsed = Elapsed([span for _, spans in read for span in spans])
-    slots, total = packed(found), elapsed(LATEST)
+    slots, total = assign_slots(found), elapsed(LATEST)
     height = 1.6 + 0.22 * min(slots, 24)
     picture, (above, below) = canvas.grid(
         2, 1, (6.4, height), 1.2, sharex=True, height_ratios=[max(height - 1.2, 1), 1.8]
@@ -204,9 +204,8 @@ def timeline(experiments: "Sequence[Experiment]", save: str | Path | None = None
     used = float((numbers.end_s - numbers.start_s).sum())
     idle = max(0.0, 1 - used / (slots * total))
     with canvas.settings():
-        above.set_title(
-            f"{canvas.counted(slots, 'slot')} for {clock(total)}, {idle:.0%} of their time idle"
-        )
+        busy = f"{canvas.quantity(slots, 'slot')} for {clock(total)}"
+        above.set_title(f"{busy}, {idle:.0%} of their time idle")
         _best_so_far(below, experiments, elapsed, by)
         below.set_xlabel(unit)
     return canvas.finish(picture, numbers, save)

@@ -1,14 +1,14 @@
-"""Which trial was at work when, read from the journals of experiments."""
+"""When each trial ran, read from the journals of experiments."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfstudy.analysis.results import number
 
 if TYPE_CHECKING:
     from selfstudy.analysis.results import Experiment
 
-LATEST = 1e11  # seconds since 1970 that a clock can have shown
+LATEST = 1e11  # seconds since 1970; a later time is a damaged entry
 
 
 @dataclasses.dataclass
@@ -19,8 +19,8 @@ class Bar:
         exp, trial: whose.
         start, end: seconds since 1970.
         status: how it ended.
-        retries: when its worker had died and it went on in another.
-        slot: the row that it is drawn in.
+        retries: times at which its worker had died and another one continued.
+        slot: row of the figure.
     """
 
     exp: str
@@ -31,61 +31,102 @@ class Bar:
     retries: tuple[float, ...] = ()
     slot: int = 0
 
+    def close(self, now: float, status: str) -> None:
+        """It ends, not before it has started (clocks of two machines may differ)."""
+        self.end, self.status = max(now, self.start), status
+
 
 def bars(experiment: "Experiment") -> tuple[list[Bar], list[tuple[float, float]]]:
     """What ran when, by an experiment's journal.
 
     Returns:
-        A bar for each time that a trial was at work, and the times (start, end) at which a
-        driver was.
+        A bar for each time that a trial ran, and (start, end) of each driver that did
+        something, seconds since 1970.
     """
     events = [event for event in experiment.manifest.events if 0 < event["time"] < LATEST]
-    heard = [line["time"] for trial in experiment.trials for line in trial.rounds
-             if 0 < (number(line, "time") or 0) < LATEST]  # fmt: skip
-    last = max([event["time"] for event in events] + heard, default=0.0)
-    found: list[Bar] = []
-    spans: list[list[float]] = []
-    at_work: dict[str, Bar] = {}
+    results = [line["time"] for trial in experiment.trials for line in trial.rounds
+               if 0 < (number(line, "time") or 0) < LATEST]  # fmt: skip
+    history = _History(experiment.name, results)
     for event in events:
-        now, name = event["time"], event.get("name")
+        history.take(event)
+    last = max([event["time"] for event in events] + results, default=0.0)
+    history.finish(last, experiment.manifest.is_running)
+    return history.bars, [(start, end) for start, end in history.spans if end > start]
+
+
+class _History:
+    """Bars of trials and spans of drivers, built from a journal event by event.
+
+    Args:
+        exp: the experiment.
+        results: times of all result lines, seconds since 1970.
+
+    Attributes:
+        bars: of all trials that have started.
+        spans: [start, end] of each driver; the last one is extended by every event.
+        running: trial -> its open bar.
+    """
+
+    def __init__(self, exp: str, results: list[float]):
+        self.exp, self.results = exp, results
+        self.bars: list[Bar] = []
+        self.spans: list[list[float]] = []
+        self.running: dict[str, Bar] = {}
+
+    def take(self, event: dict[str, Any]) -> None:
+        """The journal's next event."""
+        now = event["time"]
         if event["event"] == "begin":
-            before = max([at for at in heard if at < now] + [s[1] for s in spans], default=now)
-            _close(at_work, min(before, now))
-            spans.append([now, now])
-        elif event["event"] == "trial" and event["status"] == "started":
-            at_work[name] = Bar(experiment.name, name, now, now)
-            found.append(at_work[name])
-        elif event["event"] == "trial" and event["status"] == "retried":
-            if name in at_work:
-                at_work[name].retries += (now,)
-        elif event["event"] == "trial" and name in at_work:
-            one = at_work.pop(name)
-            one.end, one.status = max(now, one.start), event["status"]
+            self._begin(now)
         elif event["event"] == "end":
-            _close(at_work, now)
-        if spans:
-            spans[-1][1] = max(spans[-1][1], now)
-    if at_work:
-        running = experiment.manifest.held
-        _close(at_work, last, "running" if running else "interrupted")
-        spans[-1:] = [[spans[-1][0], max(spans[-1][1], last)]] if spans else []
-    return found, [(start, end) for start, end in spans if end > start]
+            self._close_all(now, "interrupted")
+        elif event["event"] == "trial":
+            self._change(event["name"], event["status"], now)
+        self._extend(now)
+
+    def finish(self, last: float, is_running: bool) -> None:
+        """Close what is still open at the last sign of life; `is_running`: of a live driver."""
+        if self.running:
+            self._close_all(last, "running" if is_running else "interrupted")
+            self._extend(last)
+
+    def _begin(self, now: float) -> None:
+        """A driver starts; one that was killed before it ended at its last sign of life."""
+        signs = [time for time in self.results if time < now]
+        signs += [end for _, end in self.spans]
+        self._close_all(min(max(signs, default=now), now), "interrupted")
+        self.spans.append([now, now])
+
+    def _change(self, name: str, status: str, now: float) -> None:
+        """A trial starts, is retried, or ends."""
+        if status == "started":
+            self.running[name] = Bar(self.exp, name, now, now)
+            self.bars.append(self.running[name])
+        elif name not in self.running:
+            return
+        elif status == "retried":
+            self.running[name].retries += (now,)
+        else:
+            self.running.pop(name).close(now, status)
+
+    def _close_all(self, now: float, status: str) -> None:
+        for bar in self.running.values():
+            bar.close(now, status)
+        self.running.clear()
+
+    def _extend(self, now: float) -> None:
+        if self.spans:
+            self.spans[-1][1] = max(self.spans[-1][1], now)
 
 
-def _close(at_work: dict[str, Bar], now: float, status: str = "interrupted") -> None:
-    for one in at_work.values():
-        one.end, one.status = max(now, one.start), status
-    at_work.clear()
-
-
-def packed(found: list[Bar]) -> int:
-    """Give each bar the first slot that is free; the number of slots."""
-    free: list[float] = []
-    for one in sorted(found, key=lambda one: (one.start, one.end)):
-        fits = [slot for slot, end in enumerate(free) if end <= one.start]
-        one.slot = fits[0] if fits else len(free)
-        free[one.slot : one.slot + 1] = [one.end]
-    return len(free)
+def assign_slots(trial_bars: list[Bar]) -> int:
+    """Give each bar the first slot that is free at its start; returns the number of slots."""
+    ends: list[float] = []  # of the last bar in each slot
+    for bar in sorted(trial_bars, key=lambda bar: (bar.start, bar.end)):
+        free = [slot for slot, end in enumerate(ends) if end <= bar.start]
+        bar.slot = free[0] if free else len(ends)
+        ends[bar.slot : bar.slot + 1] = [bar.end]
+    return len(ends)
 
 
 class Elapsed:

@@ -115,7 +115,7 @@ def order_of(value: Any) -> tuple:
     return (0, float(value), "") if _number(value) else (1, 0.0, setting(value))
 
 
-def measured(frame: "pandas.DataFrame", metric: str) -> np.ndarray:
+def metric_values(frame: "pandas.DataFrame", metric: str) -> np.ndarray:
     """[n] the last value of the metric of each trial, NaN where there is none.
 
     Raises:
@@ -130,7 +130,7 @@ def measured(frame: "pandas.DataFrame", metric: str) -> np.ndarray:
 
 def counts(frame: "pandas.DataFrame", values: np.ndarray, metric: str) -> str:
     """What became of the trials, for a caption."""
-    told = [canvas.counted(len(frame), "trial")]
+    told = [canvas.quantity(len(frame), "trial")]
     if ended := canvas.outcomes(frame, "done"):
         told.append(f"of these {ended}")
     if without := int(np.isnan(values).sum()):
@@ -138,7 +138,7 @@ def counts(frame: "pandas.DataFrame", values: np.ndarray, metric: str) -> str:
     return ", ".join(told)
 
 
-def named(metric: str) -> str:
+def axis_label(metric: str) -> str:
     """A metric as an axis names it."""
     return canvas.text(metric.replace("_", " "))
 
@@ -162,13 +162,13 @@ def parallel(
     Raises:
         UserError: there is no such metric.
     """
-    values, heads = measured(frame, metric), varying(frame, metric)
+    values, heads = metric_values(frame, metric), varying(frame, metric)
     picture, (ax,) = canvas.grid(1, size=(max(1.35 * (len(heads) + 1), 4), 3.4))
     have = np.isfinite(values)
     canvas.caption(picture, counts(frame, values, metric))
     if not heads or not have.any():
         why = "no trial has a value yet" if heads else "no parameter varies"
-        canvas.note(ax, f"{why} among {canvas.counted(len(frame), 'trial')}")
+        canvas.note(ax, f"{why} among {canvas.quantity(len(frame), 'trial')}")
         return canvas.finish(picture, frame[[*heads, metric]], save)
     scales = [Scale(frame[name].tolist()) for name in heads]
     scales.append(
@@ -187,7 +187,7 @@ def parallel(
         ax.plot(
             range(len(scales)), places[at], **look, alpha=0.85, zorder=1 + rank / len(order)
         )
-    _axes(ax, scales, [canvas.text(head, 22) for head in heads.values()] + [named(metric)])
+    _axes(ax, scales, [canvas.text(head, 22) for head in heads.values()] + [axis_label(metric)])
     return canvas.finish(picture, frame[["trial", *heads, metric]], save)
 
 
@@ -222,13 +222,13 @@ def slices(frame: "pandas.DataFrame", metric: str, save: str | Path | None = Non
     Raises:
         UserError: there is no such metric.
     """
-    values, heads = measured(frame, metric), varying(frame, metric)
+    values, heads = metric_values(frame, metric), varying(frame, metric)
     picture, axes = canvas.grid(len(heads), 4, (2.5, 2.5), sharey=True)
     canvas.caption(picture, counts(frame, values, metric))
     have = np.isfinite(values)
     if not heads or not have.any():
         why = "no trial has a value yet" if heads else "no parameter varies"
-        canvas.note(axes[0], f"{why} among {canvas.counted(len(frame), 'trial')}")
+        canvas.note(axes[0], f"{why} among {canvas.quantity(len(frame), 'trial')}")
         return canvas.finish(picture, frame[[*heads, metric]], save)
     ended = frame["status"] if "status" in frame else ["done"] * len(frame)
     whole = np.array([status == "done" for status in ended])
@@ -251,7 +251,7 @@ def slices(frame: "pandas.DataFrame", metric: str, save: str | Path | None = Non
             ax.set_xlabel(canvas.text(head, 28) + (" (log)" if scale.log else ""))
         ax.set_xlim(min(-0.08, scale.places.min() - 0.08), 1.08)
         ax.grid(alpha=0.25)
-    axes[0].set_ylabel(named(metric))
+    axes[0].set_ylabel(axis_label(metric))
     if len(entries) > 1:
         canvas.legend(picture, entries)
     return canvas.finish(picture, frame[["trial", *heads, metric]], save)
@@ -280,7 +280,7 @@ def importance(
     """
     import pandas
 
-    values, heads = measured(frame, metric), varying(frame, metric)
+    values, heads = metric_values(frame, metric), varying(frame, metric)
     have = np.isfinite(values)
     if have.sum() < FEWEST:
         raise UserError(
@@ -290,7 +290,7 @@ def importance(
         raise UserError("importance: no parameter varies between the trials")
     part = frame[have]
     features = np.stack([Scale(part[name].tolist()).places for name in heads], axis=1)
-    fit, drops = _permuted(features, values[have])
+    fit, drops = _permutation_importance(features, values[have])
     mean, spread = drops.mean(axis=1), drops.std(axis=1)
     order = np.argsort(mean)
     names = [canvas.text(head) for head in heads.values()]
@@ -299,7 +299,7 @@ def importance(
             error_kw={"linewidth": 1, "ecolor": GREY})  # fmt: skip
     with canvas.settings():
         ax.set_yticks(range(len(order)), [names[at] for at in order])
-        ax.set_xlabel(f"loss of R² for {named(metric)}")
+        ax.set_xlabel(f"loss of R² for {axis_label(metric)}")
         weak = "" if fit > 0 else ": no better than the mean, bars mean nothing"
         ax.set_title(f"R² of held-out trials {fit:.2f}{weak}")
     ax.axvline(0, color=BLACK, linewidth=0.8)
@@ -309,7 +309,9 @@ def importance(
     return canvas.finish(picture, table.iloc[order[::-1]], save)
 
 
-def _permuted(features: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
+def _permutation_importance(
+    features: np.ndarray, values: np.ndarray
+) -> tuple[float, np.ndarray]:
     """R² of held-out values, and [features, draws] by how much shuffling lowers it."""
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.model_selection import KFold

@@ -258,7 +258,7 @@ def compare_training_curves(
     entries: dict[str, Any] = {}
     panels = iter(axes)
     for number_of, chosen in enumerate(filters):
-        taken = _taken(chosen, params)
+        taken = _select(chosen, params)
         for split in splits:
             ax = next(panels)
             for at in taken:
@@ -280,7 +280,7 @@ def compare_training_curves(
     return figure
 
 
-def _taken(chosen: Any, params: np.ndarray) -> np.ndarray:
+def _select(chosen: Any, params: np.ndarray) -> np.ndarray:
     """The trials that a filter takes."""
     if isinstance(chosen, Mapping):
         return np.array([at for at in range(len(params))

@@ -175,7 +175,9 @@ def display_hyperparam_results(
     wanted = (plt_idx, y_idx, x_idx)
     if len(set(wanted)) < 3 or max(wanted) >= len(p_keys):
         raise UserError(f"axes {wanted}: expected three of the {len(p_keys)} parameters")
-    acc, std = (_reduced(np.asarray(one)[..., plot_valid], wanted) for one in (p_acc, p_std))
+    acc, std = (
+        _average_others(np.asarray(one)[..., plot_valid], wanted) for one in (p_acc, p_std)
+    )
     columns = -(-len(acc) // max(n_rows, 1))
     size = plt_wd or 1.0 + 0.75 * acc.shape[2], plt_ht or 0.8 + 0.32 * acc.shape[1]
     figure, axes = canvas.grid(len(acc), columns, size)
@@ -190,7 +192,7 @@ def display_hyperparam_results(
     return figure
 
 
-def _reduced(arr: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+def _average_others(arr: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
     """`arr` with these axes in this order, the mean over all others."""
     import warnings
 
@@ -256,7 +258,7 @@ def compare_hyper_exps(
     means, spreads = (_rows(np.asarray(one), rest, where, held) for one in (p_acc, p_std))
 
     def name(key: int, at: int) -> str:
-        return _mapped((map_ref or {}).get(keys[key]), values[key][at], at)
+        return _value_name((map_ref or {}).get(keys[key]), values[key][at], at)
 
     rows = []
     for one in where:
@@ -287,7 +289,7 @@ def _rows(
     return np.stack(found)
 
 
-def _mapped(given: Any, value: Any, at: int) -> str:
+def _value_name(given: Any, value: Any, at: int) -> str:
     if callable(given):
         return canvas.text(given(value), 16)
     if isinstance(given, Mapping):

@@ -94,7 +94,7 @@ def gather(names: Sequence[str | Path]) -> Findings:
     rounds = results.round_frame(experiments)
     answering = _answering(experiments, study)
     curves = None
-    if labelled := _labelled(experiments, frame):
+    if labelled := _vary_labels(experiments, frame):
         curves = _curves(frame[frame.exp.isin([one.name for one in labelled])])
         answering = labelled if curves else answering
     part = frame[frame.exp.isin([one.name for one in answering])]
@@ -117,7 +117,7 @@ def _answering(experiments: list[Experiment], study: dict[str, Any]) -> list[Exp
     return begun[-1:] if study and begun else experiments
 
 
-def _labelled(experiments: list[Experiment], frame: "pandas.DataFrame") -> list[Experiment]:
+def _vary_labels(experiments: list[Experiment], frame: "pandas.DataFrame") -> list[Experiment]:
     """Those whose trials override the number of labels."""
     if efficiency.LABELS not in frame:
         return []
@@ -157,10 +157,10 @@ def make(names: Sequence[str | Path]) -> str:
     Raises:
         UserError: an experiment that doesn't exist.
     """
-    return _made(gather(names))
+    return _compose(gather(names))
 
 
-def _made(found: Findings, refresh: int = 0) -> str:
+def _compose(found: Findings, refresh: int = 0) -> str:
     draw = Drawer()
     parts = [chapter(found, draw) for chapter in chapters.ALL]
     title = found.study.get("question") or ", ".join(found.names)
@@ -197,7 +197,7 @@ def write(names: Sequence[str | Path], output: str | Path) -> int:
     """
     path = writable(output)
     found = gather(names)
-    _write(path, _made(found))
+    _write(path, _compose(found))
     return len(found.trials)
 
 
@@ -252,11 +252,11 @@ def watch(
     before: Any = None
     while True:
         found = gather(names)
-        ended = _ended(found)
+        ended = _has_ended(found)
         now = [(trial.exp, trial.name, trial.status, trial.why, len(trial.rounds), trial.last)
                for trial in found.trials]  # fmt: skip
         if now != before or ended:
-            _write(path, _made(found, 0 if ended else max(1, round(every))))
+            _write(path, _compose(found, 0 if ended else max(1, round(every))))
             count = sum(trial.status in ENDED for trial in found.trials)
             said(f"{path}: {count} of {len(found.trials)} trials have ended")
         if ended:
@@ -265,6 +265,6 @@ def watch(
         sleep(every)
 
 
-def _ended(found: Findings) -> bool:
+def _has_ended(found: Findings) -> bool:
     """Whether nothing is still to come, of a study's later stages neither."""
     return not found.coming and all(trial.status in ENDED for trial in found.trials)

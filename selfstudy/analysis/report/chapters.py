@@ -9,7 +9,7 @@ from selfstudy.analysis import efficiency, figures
 from selfstudy.analysis.compare import Group, config, differences, groups, is_seed, settings
 from selfstudy.analysis.figures.slots import LATEST, Elapsed, bars
 from selfstudy.analysis.figures.sweep import varying
-from selfstudy.analysis.listing import alternatives, counted
+from selfstudy.analysis.listing import alternatives, quantity
 from selfstudy.analysis.report import provenance
 from selfstudy.analysis.report.page import Chapter, Facts, Table, Text
 from selfstudy.analysis.results import Experiment, TrialRecord, number
@@ -69,8 +69,8 @@ def header(found: "Findings") -> dict[str, Any]:
     ]  # fmt: skip
     preset = found.study.get("preset")
     return {
-        "lead": [f"Preset {preset}." if preset else "", counted(len(trials), "trial")
-                 + f" in {counted(len(found.experiments), 'experiment')}."],
+        "lead": [f"Preset {preset}." if preset else "", quantity(len(trials), "trial")
+                 + f" in {quantity(len(found.experiments), 'experiment')}."],
         "counts": [(status, count[status]) for status in STATUSES if count[status]],
         "facts": Facts([row for row in rows if row[1]]),
         "reasons": _reasons(trials),
@@ -299,7 +299,7 @@ def failures(found: "Findings", draw: "Drawer") -> Chapter:
             Table(["could not be read"], [[line] for line in lines[:SHOWN]], note=more)
         )
     if torn := found.frame.attrs["torn"]:
-        blocks.append(Text([f"{counted(torn, 'damaged line')} left out."]))
+        blocks.append(Text([f"{quantity(torn, 'damaged line')} left out."]))
     return Chapter("failures", "Failures", blocks)
 
 

@@ -50,7 +50,7 @@ def airplane(draw: Draw) -> Shape:
         for share in (0.45, 0.8):
             low = at + [span * share, rise * share, 0]
             struts.beam(low, low + [0, over[1] - at[1], -0.03], 0.012)
-        shape.mirrored(struts)
+        shape.add_mirrored(struts)
     _tail(shape, draw, thin, kind)
     _engines(shape, draw, at, tips, thin, kind)
     return shape
@@ -95,7 +95,7 @@ def _fin(
 def _both(shape: Shape, root, tip, long: float, short: float, thick: float) -> None:
     half = Shape()
     _fin(half, np.asarray(root), np.asarray(tip), long, short, thick)
-    shape.mirrored(half)
+    shape.add_mirrored(half)
 
 
 def _tail(shape: Shape, draw: Draw, thin: float, kind: int) -> None:
@@ -148,7 +148,7 @@ def _engines(shape: Shape, draw: Draw, at, tips, thin: float, kind: int) -> None
             place = np.array([thin + size, thin * 0.4, 0.27])
             pods.lathe(np.array(pod) * [size, 1], place, 10, "z")
             pods.beam(place, place - [size * 1.5, 0, 0], 0.05, 0.012)
-        shape.mirrored(pods)
+        shape.add_mirrored(pods)
     elif kind in (1, 2):
         wings = kind == 1 and chance(draw, 0.45)
         places = [
@@ -170,9 +170,9 @@ def _engines(shape: Shape, draw: Draw, at, tips, thin: float, kind: int) -> None
                 part.beam(place + [0, 0, -0.052], place + way + [0, 0, -0.055], 0.018, 0.006)
             part.ball(place + [0, 0, -0.05], (0.015, 0.015, 0.03), 6, 4)
         if wings:
-            shape.mirrored(pods)
+            shape.add_mirrored(pods)
         if chance(draw, 0.6):  # wheels
             gear = Shape()
             gear.beam((thin * 0.6, -thin, -0.2), (0.09, -thin - 0.08, -0.22), 0.012)
             gear.disc((0.09, -thin - 0.09, -0.22), 0.032, 0.018, "x", 10)
-            shape.mirrored(gear)
+            shape.add_mirrored(gear)

@@ -9,7 +9,7 @@ from selfstudy.render.primitives import Shape
 def cabinet(draw: Draw) -> Shape:
     """A box with doors, drawers or open shelves; looks to +x."""
     shape = Shape()
-    form = draw.integers(4)  # wardrobe, chest, sideboard, bookcase
+    form = int(draw.integers(4))  # wardrobe, chest, sideboard, bookcase
     wide, high = [
         (draw.uniform(0.7, 1.2), draw.uniform(1.5, 2.1)),
         (draw.uniform(0.6, 1.0), draw.uniform(0.7, 1.2)),

@@ -155,7 +155,7 @@ def _trim(shape: Shape, draw: Draw, half, wide, high, floor, kind: str) -> None:
         mirror.box(
             (wide - 0.02, high * 0.72, -half * 0.33), (wide + 0.09, high * 0.8, -half * 0.28)
         )
-        shape.mirrored(mirror)
+        shape.add_mirrored(mirror)
     if kind in ("estate", "jeep", "van") and chance(draw, 0.4):
         for side in (-1, 1):
             shape.beam(

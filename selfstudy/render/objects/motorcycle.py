@@ -29,7 +29,7 @@ def motorcycle(draw: Draw) -> Shape:
     )
     fork = Shape()
     fork.tube([f + [0.07, 0, 0], head + [0.06, 0, 0]], 0.022, 6)
-    shape.mirrored(fork)
+    shape.add_mirrored(fork)
     _bars(shape, draw, head, kind)
     engine, seat = np.array([0, 0.36, 0.0]), np.array([0, [0.58, 0.72, 0.78, 0.62][kind], 0.3])
     tank = np.array([0, [0.74, 0.78, 0.82, 0.6][kind], -0.12])
@@ -54,7 +54,7 @@ def motorcycle(draw: Draw) -> Shape:
         swing = Shape()
         swing.tube([engine + [0.09, -0.06, 0.15], b + [0.09, 0, 0]], 0.025, 6)
         swing.tube([b + [0.11, 0, 0], seat + [0.1, -0.06, 0.05]], 0.022, 6)
-        shape.mirrored(swing)
+        shape.add_mirrored(swing)
         shape.box(seat - [0.1, 0.06, 0.22], seat + [0.1, 0.03, draw.uniform(0.2, 0.4)], 0.04)
         if kind == 0 and chance(draw, 0.6):
             shape.beam(seat + [0, 0.02, 0.4], seat + [0, 0.24, 0.5], 0.16, 0.04)
@@ -82,13 +82,13 @@ def _bars(shape: Shape, draw: Draw, head, kind: int) -> None:
     up *= draw.uniform(0.7, 1.3)
     bars = Shape()
     bars.tube([head + [0.02, 0, 0], head + [0.16, up, 0.02], head + [0.34, up, back]], 0.022, 6)
-    shape.mirrored(bars)
+    shape.add_mirrored(bars)
     shape.ball(head + [0, -0.04, -0.1], (0.09, 0.09, 0.08), 10, 6)  # the lamp
     if chance(draw, 0.5):
         mirror = Shape()
         mirror.beam(head + [0.26, up, back * 0.7], head + [0.28, up + 0.14, back * 0.6], 0.014)
         mirror.disc(head + [0.28, up + 0.16, back * 0.6], 0.05, 0.02, "z", 8)
-        shape.mirrored(mirror)
+        shape.add_mirrored(mirror)
 
 
 def _scooter(shape: Shape, draw: Draw, head, b, seat) -> None:

@@ -1,6 +1,7 @@
 """Boats and ships; the bow is at -z."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from selfstudy.render.objects.parts import Draw, chance
 from selfstudy.render.primitives import Shape
@@ -35,12 +36,12 @@ def _hull(shape: Shape, draw: Draw, wide: float, deep: float, stern: float, shee
     shape.loft(np.array(rings))
 
 
-def _sail(shape: Shape, corners: list, belly: float) -> None:
+def _sail(shape: Shape, corners: ArrayLike, belly: float) -> None:
     """A cloth [3 or 4 corners], bent to +x."""
-    corners = np.asarray(corners, float)
-    centre = corners.mean(0) + [belly, 0, 0]
-    points = np.concatenate([corners, [centre]])
-    n = len(corners)
+    outline = np.asarray(corners, float)
+    centre = outline.mean(0) + [belly, 0, 0]
+    points = np.concatenate([outline, [centre]])
+    n = len(outline)
     faces = [(i, (i + 1) % n, n) for i in range(n)]
     shape.add(points, np.array(faces))
 
@@ -223,7 +224,7 @@ def _rowing_boat(draw: Draw) -> Shape:
         oars.beam(
             (wide * 2, -0.045, foot - 0.065), (wide * 2.5, -0.085, foot - 0.11), 0.045, 0.01
         )
-        shape.mirrored(oars)
+        shape.add_mirrored(oars)
     return shape
 
 
