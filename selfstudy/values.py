@@ -135,7 +135,7 @@ def _describe(hint: Any) -> str:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Undo the nesting that Ray makes at slashes: {'valid': {'dataloader.x': 1}} -> 'valid/dataloader.x'."""
+    """Undo Ray's nesting at slashes: {'valid': {'dataloader.x': 1}} -> 'valid/dataloader.x'."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and "." not in str(key):

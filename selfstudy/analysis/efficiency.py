@@ -48,7 +48,7 @@ class Curves:
 
 def has_curves(frame: "pandas.DataFrame") -> bool:
     """Whether trials differ in labels and were pretrained or not."""
-    return LABELS in frame and frame[LABELS].nunique() > 1 and METHOD in frame
+    return LABELS in frame and METHOD in frame and len(set(frame[LABELS].dropna())) > 1
 
 
 def methods(frame: "pandas.DataFrame") -> list[str]:
@@ -86,7 +86,7 @@ def curves(frame: "pandas.DataFrame", metric: str | None = None) -> Curves:
     metric = metric or next((name for name in METRICS if name in frame), METRICS[0])
     if metric not in frame:
         raise ValueError(f"no trial has {metric}")
-    frame = frame[frame[LABELS].notna()]  # a study's pretraining is no part of the question
+    frame = frame.loc[frame[LABELS].notna()]  # a study's pretraining is no part of the question
     frame = frame.assign(_method=methods(frame))
     frame = frame.sort_values([name for name in SEEDS if name in frame], kind="stable")
     values: Nested = {}
@@ -162,7 +162,7 @@ def sentences(found: Curves, baseline: str = SCRATCH) -> list[str]:
     told = []
     whole = table(found, baseline)
     for panel, part in whole.groupby("data_set", sort=False):
-        others = part[part.method != baseline]
+        others = part.loc[part.method != baseline]
         if others.empty or others.utility.isna().all():
             continue
         about = f"{panel}: " if len(found.values) > 1 else ""
@@ -206,7 +206,11 @@ def _winners(part: "pandas.DataFrame", baseline: str) -> str:
             runs[-1][2] = (amount, best.accuracy, gain)
         else:
             runs.append([best.method, *[(amount, best.accuracy, gain)] * 2])
-    return "Best: " + "; ".join(_run(*run, baseline) for run in runs) + "."
+    return (
+        "Best: "
+        + "; ".join(_run(name, first, last, baseline) for name, first, last in runs)
+        + "."
+    )
 
 
 def _run(name: str, first: tuple, last: tuple, baseline: str) -> str:
@@ -225,7 +229,8 @@ def _trend(others: "pandas.DataFrame") -> str:
     falls, unknown, ends = 0, 0, []
     for name, cells in others.groupby("method", sort=False):
         exact = cells[cells.bound == ""]
-        first, *_, last = [*(exact if len(exact) > 1 else cells).itertuples()] * 2
+        rows: list[Any] = list((exact if len(exact) > 1 else cells).itertuples())
+        first, last = rows[0], rows[-1]
         falls += len(exact) > 1 and last.utility < first.utility
         unknown += len(exact) < 2
         ends.append(f"{name} from {value(first)} at {first.labels:,.0f} "

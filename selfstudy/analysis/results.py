@@ -316,6 +316,8 @@ def _add_planned(found: Experiment) -> None:
 
 
 def _read_rounds(found: Experiment, trial: TrialRecord) -> None:
+    if not trial.folder:
+        return
     try:
         lines, torn = files.scan_lines(trial.folder / paths.RESULT)
     except UserError as error:
@@ -382,6 +384,8 @@ def _add_trial(found: Experiment, folder: Path) -> None:
 
 
 def _params(found: Experiment, trial: TrialRecord) -> dict[str, Any]:
+    if not trial.folder:
+        return {}
     try:
         return files.read_object(trial.folder / paths.PARAMS)
     except FileNotFoundError:

@@ -49,18 +49,18 @@ def fit_monotone(values: Sequence[float], weights: Sequence[float]) -> np.ndarra
     Returns:
         [n], what minimises sum w (fit - value)^2 among fits that never fall (Ayer et al. 1955).
     """
-    pools: list[list[float]] = []  # of each its mean, weight and number of values
+    pools: list[tuple[float, float, int]] = []  # mean, weight and number of values
     for value, weight in zip(values, weights, strict=True):
-        pools.append([float(value), float(weight), 1])
+        pools.append((float(value), float(weight), 1))
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (left, wl, nl), (right, wr, nr) = pools[-2:]
-            pools[-2:] = [[(left * wl + right * wr) / (wl + wr), wl + wr, nl + nr]]
+            pools[-2:] = [((left * wl + right * wr) / (wl + wr), wl + wr, nl + nr)]
     return np.concatenate([np.full(count, mean) for mean, _, count in pools])
 
 
 def equal_labels(
     labels: Sequence[float],
-    accuracy: Sequence[float],
+    accuracy: Sequence[float] | np.ndarray,
     wanted: float,
     near: float,
     log: bool = True,
@@ -130,8 +130,9 @@ def utility(
     repeats = max(len(values) for curve in (base, ours) for values in curve.values())
     if draws and repeats > 1:
         random = np.random.default_rng(seed)
-        drawn = [_resample(base, ours, paired, random) for _ in range(draws)]
-        low, high = _interval([_solve(*pair, log) for pair in drawn], labels, coverage)
+        samples = [_resample(base, ours, paired, random) for _ in range(draws)]
+        solved = [_solve(sample, other, log) for sample, other in samples]
+        low, high = _interval(solved, labels, coverage)
     return Utility(labels, equal, equal / labels - 1, bound, low, high)
 
 

@@ -4,13 +4,14 @@ Everything is a loft: rings of points joined to a skin, closed at both ends.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from selfstudy.render.mesh import Mesh, normalise
 
 Point = tuple[float, float, float] | np.ndarray
+Points = np.ndarray | Sequence[Sequence[float] | np.ndarray]  # [n, 2] or [n, 3]
 AXES = {"x": 0, "y": 1, "z": 2}
 
 
@@ -100,7 +101,7 @@ class Shape:
         ring = corners @ np.stack([across, up])
         self.loft(np.stack([start + ring, end + ring]))
 
-    def tube(self, path: ArrayLike, radius: float | np.ndarray, sides: int = 6) -> None:
+    def tube(self, path: Points, radius: float | np.ndarray, sides: int = 6) -> None:
         """A round bar along points [n, 3]; the radius may change from point to point."""
         points = np.asarray(path, float)
         steps = np.diff(points, axis=0)
@@ -117,7 +118,7 @@ class Shape:
         self.loft(np.stack(rings))
 
     def lathe(
-        self, profile: ArrayLike, centre: Point = (0, 0, 0), sides: int = 14, axis: str = "y"
+        self, profile: Points, centre: Point = (0, 0, 0), sides: int = 14, axis: str = "y"
     ) -> None:
         """A profile [n, 2] of radius and height turned about an axis through `centre`."""
         outline = np.asarray(profile, float)

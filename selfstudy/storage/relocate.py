@@ -245,7 +245,7 @@ def _moved_before(card: dict, destination: Path, best: str | None) -> bool:
     if any(there.get(key) != card.get(key) for key in ("trial", "overrides", "seed")):
         return False
     ours, theirs = _metric(card, best), _metric(there, best)
-    return theirs is not None and theirs > ours
+    return theirs is not None and ours is not None and theirs > ours
 
 
 def _refuse_collisions(moves: list[Move]) -> None:

@@ -42,10 +42,13 @@ def _goal(names: Sequence[str], metric: str | None) -> tuple[str, str]:
 
 def _heat_map(names: Sequence[str], metric: str | None, save: str | Path) -> None:
     frame = results.trials(*names)
-    numbers = list(varying(frame))
-    if len(numbers) < 2:
-        raise UserError(f"a heat map needs two parameters that vary, there is {len(numbers)}")
-    heat_map(frame, *numbers[:2], _goal(names, metric)[0], save=save)
+    names_varying = list(varying(frame))
+    if len(names_varying) < 2:
+        raise UserError(
+            f"a heat map needs two parameters that vary, there is {len(names_varying)}"
+        )
+    x, y = names_varying[:2]
+    heat_map(frame, x, y, _goal(names, metric)[0], save=save)
 
 
 # What the shell can ask for: names of experiments, a metric or None, and where to save.

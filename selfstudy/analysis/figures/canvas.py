@@ -38,7 +38,7 @@ CODES = {
 MAP = "cividis"
 WIDEST = 32  # characters of a name in a figure
 DPI = 200
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
     "text.color": BLACK, "axes.edgecolor": BLACK, "axes.labelcolor": BLACK,
@@ -55,7 +55,7 @@ class Picture(Figure):
 
 def settings() -> Any:
     """A context in which texts and axes are made as in all our figures."""
-    return rc_context(_SETTINGS)
+    return rc_context(rc=_SETTINGS)
 
 
 def grid(
@@ -299,7 +299,7 @@ def png(picture: Figure, dpi: int) -> bytes:
 
 def _render(picture: Figure, kind: str, **options: Any) -> bytes:
     content = io.BytesIO()
-    with rc_context(_SETTINGS), warnings.catch_warnings():
+    with rc_context(rc=_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a stranger's letters
         picture.savefig(content, format=kind, **options)
     return content.getvalue()

@@ -124,11 +124,12 @@ def utility(
     margin = 0.8 + 0.06 * max(map(len, others), default=0)
     picture, axes = canvas.grid(len(curves.values), margin=min(margin, 2.6))
     entries: dict[str, Any] = {}
-    for ax, (panel, part) in zip(axes, table.groupby("data_set", sort=False), strict=False):
+    for ax, (key, part) in zip(axes, table.groupby("data_set", sort=False), strict=False):
+        panel = str(key)
         if baseline not in curves.values[panel]:
             canvas.note(ax, f"{canvas.text(panel)}: no {canvas.text(baseline)} to compare with")
             continue
-        _utility_panel(ax, part[part.method != baseline], looks, entries)
+        _utility_panel(ax, part.loc[part.method != baseline], looks, entries)
         most = max(curves.values[panel][baseline])
         canvas.label_ticks(ax, part.labels)
         _utility_scale(ax, part, most, baseline)
@@ -147,7 +148,8 @@ def utility(
 def _utility_panel(
     ax: Axes, part: "pandas.DataFrame", looks: dict[str, dict], entries: dict[str, Any]
 ) -> None:
-    for name, cells in part.groupby("method", sort=False):
+    for key, cells in part.groupby("method", sort=False):
+        name = str(key)
         look, x, y = looks[name], cells.labels.to_numpy(float), cells.utility.to_numpy(float)
         exact = (cells.bound == "").to_numpy()
         # A line to a bound would show a rise or a fall that nobody has seen.
@@ -221,13 +223,13 @@ def training(
             known = [*rounds, *(trials if trials is not None else [])]
             raise UserError(f"no column '{by}'{nearest(by, known)}")
         rounds = rounds.merge(trials[[*keys, by]], on=keys, how="left")
-    seen = rounds[rounds[metric].notna()]
-    groups = seen.assign(_by=seen[by].map(setting)).groupby("_by") if by else None
+    seen = rounds.loc[rounds[metric].notna()]
+    groups = seen.assign(_by=list(map(setting, seen[by]))).groupby("_by") if by else None
     picture, (ax,) = canvas.grid(1, size=(4.6, 3.0), margin=1.8)
     if seen.empty:
         canvas.note(ax, f"no trial has a value of {canvas.text(metric)} yet")
         numbers, about = seen[[*keys, "round", metric]], ""
-    elif groups is not None:
+    elif by and groups is not None:
         numbers, about = _means(picture, ax, groups, metric, by)
     else:
         _each(picture, ax, seen, metric, trials)
@@ -253,8 +255,9 @@ def _each(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
+    lines: list[tuple[Any, pandas.DataFrame]]
     lines = list(seen.groupby(["exp", "trial"], sort=False))
-    several = seen["exp"].nunique() > 1
+    several = len(set(seen["exp"])) > 1
     names = [f"{exp}/{trial}" if several else trial for (exp, trial), _ in lines]
     looks = canvas.styles(names)
     last = [part[metric].iloc[-1] for _, part in lines]

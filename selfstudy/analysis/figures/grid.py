@@ -50,7 +50,7 @@ def heat_map(
     for name in (x, y):
         if name not in frame:
             raise UserError(f"no trial overrides '{name}'{nearest(name, varying(frame))}")
-    across, up = _levels(frame[x]), _levels(frame[y])
+    across, up = _levels(frame.loc[:, x]), _levels(frame.loc[:, y])
     cells: dict[tuple[int, int], list[float]] = {}
     for value, column, row in zip(values, frame[x], frame[y], strict=True):
         if np.isfinite(value):
@@ -129,10 +129,10 @@ def confusion(
     """
     import pandas
 
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
-    if truth.shape != predicted.shape or truth.ndim != 1:
-        raise UserError(f"{truth.shape} classes and {predicted.shape} predictions")
-    classes, place = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
+    actual, guessed = np.asarray(truth), np.asarray(predicted)
+    if actual.shape != guessed.shape or actual.ndim != 1:
+        raise UserError(f"{actual.shape} classes and {guessed.shape} predictions")
+    classes, place = np.unique(np.concatenate([actual, guessed]), return_inverse=True)
     count = np.zeros((len(classes), len(classes)), int)
     np.add.at(count, (place[: len(truth)], place[len(truth) :]), 1)
     share = count / np.maximum(count.sum(axis=1, keepdims=True), 1)
@@ -143,7 +143,7 @@ def confusion(
         canvas.note(ax, "no predictions")
     else:
         _matrix(picture, ax, count, share, [canvas.text(label, 16) for label in labels])
-        right = (truth == predicted).mean()
+        right = np.mean(actual == guessed)
         with canvas.settings():
             ax.set_title(f"{right:.1%} of {len(truth):,} are right")
     rows = [[labels[i], labels[j], count[i, j], share[i, j]]

@@ -3,6 +3,7 @@
 `selfstudy.analysis.figures` has them too, with what is said there of `save`.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def rungs(
     import pandas
 
     canvas.check_metric(metric, rounds)
-    ran = frame[frame["round"] > 0]
+    ran = frame.loc[frame["round"] > 0]
     stopped = ran[ran.status == "stopped"]
     at = sorted(set(stopped["round"].astype(int))) if at is None else sorted(at)
     picture, (above, below) = canvas.grid(2, 1, (5.2, 2.5), sharex=True)
@@ -77,7 +78,7 @@ def rungs(
     canvas.caption(picture, *words)
     _rung_lines((above, below), agreement if len(at) <= RUNGS else dict.fromkeys(at))
     below.step(numbers["round"], numbers["alive"], where="post", color=canvas.COLORS[0])
-    below.set_ylim(0, 1.08 * numbers["alive"].max())
+    below.set_ylim(0, 1.08 * max(numbers["alive"]))
     with canvas.settings():
         above.set_title(f"{len(stopped)} of {canvas.quantity(len(ran), 'trial')} stopped early",
                         pad=14 if at else 6)  # fmt: skip
@@ -86,7 +87,7 @@ def rungs(
         below.set_ylabel("trials alive")
         below.set_xlabel("round")
     numbers["rung"] = numbers["round"].isin(at)
-    numbers["rank_correlation"] = numbers["round"].map(agreement)
+    numbers["rank_correlation"] = [agreement.get(one, math.nan) for one in numbers["round"]]
     return canvas.finish(picture, pandas.DataFrame(numbers), save)
 
 
@@ -152,7 +153,7 @@ def _rung_lines(axes: Sequence[Axes], agreement: dict[int, float | None]) -> Non
 
 def _savings(ran: "pandas.DataFrame") -> str:
     """What stopping saved of the rounds that ended trials would else have run."""
-    ended = ran[ran.status.isin(["done", "stopped"])]
+    ended = ran.loc[ran.status.isin(["done", "stopped"])]
     full = ended["rounds"].fillna(ended["round"].max()) if len(ended) else ended["round"]
     full = np.maximum(full, ended["round"])
     if not len(ended) or not full.sum():
@@ -252,14 +253,14 @@ def _best_so_far(
     for experiment in experiments:
         metric, mode = experiment.goals()[0]
         points = sorted(
-            (line["time"], results.number(line, metric))
+            (line["time"], value)
             for trial in experiment.trials for line in trial.rounds
-            if results.number(line, metric) is not None
+            if (value := results.number(line, metric)) is not None
             and 0 < (results.number(line, "time") or 0) < LATEST
         )  # fmt: skip
         if not points:
             continue
-        best = (np.maximum if mode == "max" else np.minimum).accumulate([y for _, y in points])
+        best = list(itertools.accumulate((y for _, y in points), max if mode == "max" else min))
         look = looks[experiment.name]
         entries[experiment.name] = ax.step(
             [elapsed(when) / by for when, _ in points], best, where="post",

@@ -41,7 +41,7 @@ def varying(frame: "pandas.DataFrame", metric: str = "") -> dict[str, str]:
         if name != metric and not name.endswith("seed") and ("." in name or at > last)
     ]
     rows = [{name: value for name, value in row.items() if not missing(value)}
-            for row in frame[names].to_dict("records")]  # fmt: skip
+            for row in frame.loc[:, names].to_dict("records")]  # fmt: skip
     return headings(rows)
 
 
@@ -124,7 +124,7 @@ def metric_values(frame: "pandas.DataFrame", metric: str) -> np.ndarray:
     import pandas
 
     canvas.check_metric(metric, frame)
-    values = pandas.to_numeric(frame[metric], errors="coerce").to_numpy(float)
+    values = np.asarray(pandas.to_numeric(frame.loc[:, metric], errors="coerce"), float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -169,7 +169,7 @@ def parallel(
     if not heads or not have.any():
         why = "no trial has a value yet" if heads else "no parameter varies"
         canvas.note(ax, f"{why} among {canvas.quantity(len(frame), 'trial')}")
-        return canvas.finish(picture, frame[[*heads, metric]], save)
+        return canvas.finish(picture, frame.loc[:, [*heads, metric]], save)
     scales = [Scale(frame[name].tolist()) for name in heads]
     scales.append(
         Scale([value if ok else None for value, ok in zip(values, have, strict=True)])
@@ -188,7 +188,7 @@ def parallel(
             range(len(scales)), places[at], **look, alpha=0.85, zorder=1 + rank / len(order)
         )
     _axes(ax, scales, [canvas.text(head, 22) for head in heads.values()] + [axis_label(metric)])
-    return canvas.finish(picture, frame[["trial", *heads, metric]], save)
+    return canvas.finish(picture, frame.loc[:, ["trial", *heads, metric]], save)
 
 
 def _axes(ax: Axes, scales: list[Scale], names: list[str]) -> None:
@@ -229,7 +229,7 @@ def slices(frame: "pandas.DataFrame", metric: str, save: str | Path | None = Non
     if not heads or not have.any():
         why = "no trial has a value yet" if heads else "no parameter varies"
         canvas.note(axes[0], f"{why} among {canvas.quantity(len(frame), 'trial')}")
-        return canvas.finish(picture, frame[[*heads, metric]], save)
+        return canvas.finish(picture, frame.loc[:, [*heads, metric]], save)
     ended = frame["status"] if "status" in frame else ["done"] * len(frame)
     whole = np.array([status == "done" for status in ended])
     entries = {}
@@ -254,7 +254,7 @@ def slices(frame: "pandas.DataFrame", metric: str, save: str | Path | None = Non
     axes[0].set_ylabel(axis_label(metric))
     if len(entries) > 1:
         canvas.legend(picture, entries)
-    return canvas.finish(picture, frame[["trial", *heads, metric]], save)
+    return canvas.finish(picture, frame.loc[:, ["trial", *heads, metric]], save)
 
 
 # ---- what matters ---------------------------------------------------------------------------

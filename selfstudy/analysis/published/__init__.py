@@ -262,6 +262,8 @@ def calc_utility(
     Raises:
         UserError: another formula.
     """
+    base: dict[int, Any]
+    ours: dict[int, Any]
     base, ours = (
         {int(n): np.asarray(values, float).reshape(len(values), -1)[:, -1]
          for n, values in curve.items()}

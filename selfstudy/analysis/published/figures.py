@@ -54,10 +54,11 @@ def accuracy_plot(
             for column, line in ((-1, style["linestyle"]), (0, "--"))[: 1 + include_train]:
                 values = [np.asarray(one, float)[:, column] for one in cells.values()]
                 label = canvas.text(name) if column == -1 else "_train"
+                options: dict[str, Any] = style | {"linestyle": line}
                 if values:
                     ax.errorbar(list(cells), [one.mean() for one in values],
                                 [one.std() for one in values], capsize=2,
-                                label=label, **style | {"linestyle": line})  # fmt: skip
+                                label=label, **options)  # fmt: skip
         _dress(ax, ds, look | {"ylabel": look["ylabel"] or "accuracy (%)"})
     return figure
 
@@ -213,7 +214,7 @@ def _dress(ax: Axes, ds: Any, look: dict[str, Any]) -> None:
         ax.set_title(canvas.text(convert_ds_name(ds)))
         ax.set_xlabel(look["xlabel"])
         ax.set_ylabel(look["ylabel"])
-        lines = [x for line in ax.get_lines() for x in line.get_xdata() if x > 1]
+        lines = [x for line in ax.get_lines() for x in np.asarray(line.get_xdata()) if x > 1]
         canvas.label_ticks(ax, lines)
         ax.grid(alpha=0.25)
         ax.set_ylim(look["min_y"], look["max_y"])

@@ -132,8 +132,8 @@ def _table(
         ax.set_axis_off()
     for row in range(rows if shown else 0):
         for column in range(columns):
-            bright = not np.isfinite(low) or texts[row][column] == "-"
-            if not bright:
+            bright = values is None or not np.isfinite(low) or texts[row][column] == "-"
+            if values is not None and not bright:
                 bright = (values[row, column] - low) / ((high - low) or 1) > 0.5
             ax.text(column, row, texts[row][column], ha="center", va="center", fontsize=7,
                     color=canvas.INK if bright else "#ffffff")  # fmt: skip
@@ -268,12 +268,14 @@ def compare_hyper_exps(
     if ax is None:
         wide = 1.4 + 0.06 * max(map(len, rows)) + 0.75 * means.shape[1]
         _, (ax,) = canvas.grid(1, size=(plt_wd or wide, plt_ht or 0.8 + 0.3 * len(rows)))
+    figure = ax.get_figure(root=True)
+    assert figure
     with canvas.settings():
         texts = number_texts(means, "float", precision, spreads)
         _table(ax, texts, means, disp_text)
         _name_axes(ax, [name(across, at) for at in range(means.shape[1])], rows)
         ax.set_xlabel(canvas.text(keys[across]))
-    return ax.figure
+    return figure
 
 
 def _rows(

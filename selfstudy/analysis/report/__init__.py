@@ -75,40 +75,62 @@ class Findings:
 
 
 def gather(names: Sequence[str | Path]) -> Findings:
-    """Read what the page tells of.
+    """Read everything that the page shows.
 
     Args:
-        names: of experiments, or of studies, which stand for those inside.
+        names: of experiments, or of studies, which stand for the experiments inside.
 
     Raises:
         UserError: one doesn't exist.
     """
     read = {one.folder: one for one in map(results.read, results.expand(names))}
     experiments = list(read.values())
-    folders = [folder for folder in map(results.locate, names) if folder]
-    studies = {folder: told for folder in folders if (told := results.study(folder))}
+    studies = _studies(names)
     study = next(iter(studies.values()), {})
-    planned = [folder / stage for folder, told in studies.items()
-               for stage in told.get("stages", [])]  # fmt: skip
+    stages = [folder / stage for folder, content in studies.items()
+              for stage in content.get("stages", [])]  # fmt: skip
     frame = results.trial_frame(experiments)
-    rounds = results.round_frame(experiments)
-    answering = _answering(experiments, study)
-    curves = None
-    if labelled := _vary_labels(experiments, frame):
-        curves = _curves(frame[frame.exp.isin([one.name for one in labelled])])
-        answering = labelled if curves else answering
-    part = frame[frame.exp.isin([one.name for one in answering])]
+    answering, curves = _answer(experiments, study, frame)
+    part = _rows_of(answering, frame)
     metric, mode = _goal(answering, part)
-    metric = curves.metric if curves else metric
-    wanted = [name for one in answering for name, _ in one.goals()]
-    trials = [trial for one in answering for trial in one.trials]
+    if curves:
+        metric = curves.metric
+    asked = [name for one in answering for name, _ in one.goals()]
     return Findings(
-        names=list(map(str, names)), experiments=experiments, study=study,
-        coming=any(folder not in read for folder in planned), frame=frame, rounds=rounds,
-        answering=answering, part=part, metric=metric, mode=mode,
-        valueless="" if metric in wanted or not wanted else wanted[0],
-        groups=groups(trials, metric, mode), curves=curves,
-    )  # fmt: skip
+        names=list(map(str, names)),
+        experiments=experiments,
+        study=study,
+        coming=any(folder not in read for folder in stages),
+        frame=frame,
+        rounds=results.round_frame(experiments),
+        answering=answering,
+        part=part,
+        metric=metric,
+        mode=mode,
+        valueless="" if metric in asked or not asked else asked[0],
+        groups=groups([trial for one in answering for trial in one.trials], metric, mode),
+        curves=curves,
+    )
+
+
+def _studies(names: Sequence[str | Path]) -> dict[Path, dict[str, Any]]:
+    """Folder -> content of `study.json`, of those names that are studies."""
+    folders = [folder for folder in map(results.locate, names) if folder]
+    return {folder: content for folder in folders if (content := results.study(folder))}
+
+
+def _answer(
+    experiments: list[Experiment], study: dict[str, Any], frame: "pandas.DataFrame"
+) -> tuple[list[Experiment], Curves | None]:
+    """The experiments that the headline is about, and their label efficiency if measured."""
+    labelled = _vary_labels(experiments, frame)
+    curves = _curves(_rows_of(labelled, frame)) if labelled else None
+    return (labelled, curves) if curves else (_answering(experiments, study), None)
+
+
+def _rows_of(experiments: list[Experiment], frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """The rows of the trials of these experiments."""
+    return frame.loc[frame.exp.isin([one.name for one in experiments])]
 
 
 def _answering(experiments: list[Experiment], study: dict[str, Any]) -> list[Experiment]:
@@ -140,7 +162,7 @@ def _goal(experiments: list[Experiment], frame: "pandas.DataFrame") -> tuple[str
     goals = dict(goal for one in experiments for goal in one.goals())
     usual = {name: "min" if "loss" in name else "max" for name in FALLBACK}
     known = [(name, mode) for name, mode in (usual | goals).items()
-             if name in frame and frame[name].notna().any()]  # fmt: skip
+             if name in frame and any(frame[name].notna())]  # fmt: skip
     preferred = [pair for pair in known if pair[0] in goals]
     return next(iter(preferred + known), next(iter(goals.items()), (METRIC, "max")))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfstudy.analysis import efficiency, figures
 from selfstudy.analysis.compare import Group, config, differences, groups, is_seed, settings
+from selfstudy.analysis.efficiency import Curves
 from selfstudy.analysis.figures.slots import LATEST, Elapsed, bars
 from selfstudy.analysis.figures.sweep import varying
 from selfstudy.analysis.listing import alternatives, quantity
@@ -99,12 +100,11 @@ def _reasons(trials: list[TrialRecord]) -> Table | None:
 
 def headline(found: "Findings", draw: "Drawer") -> Chapter:
     """The answer: label efficiency where it was measured, else the best trial."""
-    blocks = _efficiency(found, draw) if found.curves else _best(found, draw)
+    blocks = _efficiency(found, found.curves, draw) if found.curves else _best(found, draw)
     return Chapter("answer", "Answer", blocks)
 
 
-def _efficiency(found: "Findings", draw: "Drawer") -> list[Any]:
-    curves = found.curves
+def _efficiency(found: "Findings", curves: Curves, draw: "Drawer") -> list[Any]:
     whole = efficiency.table(curves)
     told = efficiency.sentences(curves)
     blocks: list[Any] = [Text(told)] if told else []
@@ -114,7 +114,7 @@ def _efficiency(found: "Findings", draw: "Drawer") -> list[Any]:
         blocks += draw("Utility: how many more labels training from scratch would have needed",
                        figures.utility, curves)  # fmt: skip
     blocks.append(_cells(whole, f"{metric}: mean ± standard deviation (repeats)", _accuracy))
-    others = whole[whole.utility.notna() & (whole.method != efficiency.SCRATCH)]
+    others = whole.loc[whole.utility.notna() & (whole.method != efficiency.SCRATCH)]
     if told:
         title = "Utility over scratch, with its 95 % bootstrap interval"
         blocks.append(_cells(others, title, efficiency.value, "utility"))
@@ -132,14 +132,16 @@ def _cells(whole: "pandas.DataFrame", title: str, text: Any, by: str = "accuracy
     panels = list(dict.fromkeys(whole.data_set))
     rows, strong = [], set()
     for panel in panels:
-        part, first = whole[whole.data_set == panel], len(rows)
+        part, first = whole.loc[whole.data_set == panel], len(rows)
         methods = list(dict.fromkeys(part.method))
         for method in methods:
-            by_labels = {row.labels: row for row in part[part.method == method].itertuples()}
+            by_labels = {
+                row.labels: row for row in part.loc[part.method == method].itertuples()
+            }
             cells = [text(by_labels[n]) if n in by_labels else "" for n in amounts]
             rows.append([*([panel] if len(panels) > 1 else []), method, *cells])
         for at, amount in enumerate(amounts):
-            cell = part[part.labels == amount]
+            cell = part.loc[part.labels == amount]
             if len(cell) and cell[by].notna().any():
                 # Of equal utilities, one that is only a lower bound is larger.
                 order = cell.assign(at_least=cell.bound == ">=").sort_values([by, "at_least"])
@@ -159,7 +161,7 @@ def _best(found: "Findings", draw: "Drawer") -> list[Any]:
     blocks: list[Any] = [Text([*without, _sentence(found, scored, heads)])]
     rounds = found.rounds[found.rounds.exp.isin([one.name for one in found.answering])]
     metric = found.metric.replace("_", " ")
-    if (rounds["round"] > 1).any():
+    if any(rounds["round"] > 1):
         blocks += draw(f"{metric} over rounds", figures.training, rounds, found.metric,
                        trials=found.part)  # fmt: skip
     return blocks
@@ -193,26 +195,35 @@ def leaderboard(found: "Findings", draw: "Drawer") -> Chapter:
     scored = [group for group in found.groups if group.scores]
     if not scored or len(found.groups) < 2:
         return Chapter("leaderboard", "Leaderboard", [])
-    heads = headings([group.values for group in found.groups])
     best = (min if found.mode == "min" else max)(group.mean for group in scored)
-    rows, strong = [], set()
-    for place, group in enumerate(scored[:SHOWN]):
-        low, high = group.interval()
-        ends = "" if math.isnan(low) else f"{figure(low)} to {figure(high)}"
-        given = [setting(group.values[name]) if name in group.values else "" for name in heads]
-        rows.append([f"{place + 1}", *([group.exp] if found.several else []), *given,
-                     figure(group.mean), ends, f"{len(group.scores)}",
-                     _rounds(group.trials), _states(group.trials)])  # fmt: skip
-        if group.mean == best:
-            strong.add((place, len(rows[-1]) - 5))
-    head = ["", *(["experiment"] if found.several else []), *heads.values(), found.metric,
-            "95 % interval", "n", "rounds", "trials"]  # fmt: skip
-    keep = [at for at, name in enumerate(head)
-            if name != "95 % interval" or any(row[at] for row in rows)]  # fmt: skip
-    strong = {(row, keep.index(column)) for row, column in strong}
-    table = Table([head[at] for at in keep], [[row[at] for at in keep] for row in rows],
-                  frozenset(strong), _board_note(found, scored))  # fmt: skip
+    top = scored[:SHOWN]
+    columns = [("", [f"{place}" for place in range(1, len(top) + 1)])]
+    if found.several:
+        columns.append(("experiment", [group.exp for group in top]))
+    for name, heading in headings([group.values for group in found.groups]).items():
+        cells = [setting(group.values[name]) if name in group.values else "" for group in top]
+        columns.append((heading, cells))
+    at_metric = len(columns)
+    columns.append((found.metric, [figure(group.mean) for group in top]))
+    intervals = [_interval_text(group) for group in top]
+    if any(intervals):
+        columns.append(("95 % interval", intervals))
+    columns += [
+        ("n", [f"{len(group.scores)}" for group in top]),
+        ("rounds", [_rounds(group.trials) for group in top]),
+        ("trials", [_states(group.trials) for group in top]),
+    ]
+    rows = list(zip(*(cells for _, cells in columns), strict=True))
+    strong = {(row, at_metric) for row, group in enumerate(top) if group.mean == best}
+    table = Table([heading for heading, _ in columns], rows, frozenset(strong),
+                  _board_note(found, scored))  # fmt: skip
     return Chapter("leaderboard", "Leaderboard", [table])
+
+
+def _interval_text(group: Group) -> str:
+    """The ends of a group's interval; empty for one score."""
+    low, high = group.interval()
+    return "" if math.isnan(low) else f"{figure(low)} to {figure(high)}"
 
 
 def _board_note(found: "Findings", scored: list[Group]) -> str:
@@ -242,7 +253,7 @@ def sweep(found: "Findings", draw: "Drawer") -> Chapter:
     """How the metric depends on what was varied; label efficiency has its own figures."""
     blocks: list[Any] = []
     frame, metric = found.part, found.metric
-    known = metric in frame and frame[metric].notna().sum() >= FEW
+    known = metric in frame and sum(frame[metric].notna()) >= FEW
     names = list(varying(frame)) if known and not found.curves else []
     if len(names) > 1:
         blocks += draw("Each line is a trial, from its parameters to its result",
@@ -333,7 +344,7 @@ def _sides(found: "Findings", experiment: Experiment) -> dict[str, list[TrialRec
     """Methods, or few configurations, against each other; else the best against the rest."""
     trials = [trial for trial in experiment.trials if config(experiment, trial)]
     if found.curves and experiment in found.answering:
-        part = found.frame[found.frame.exp == experiment.name]
+        part = found.frame.loc[found.frame.exp == experiment.name]
         method = dict(zip(part.trial, efficiency.methods(part), strict=True))
         sides: dict[str, list[TrialRecord]] = {}
         for trial in trials:

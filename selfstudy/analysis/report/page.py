@@ -126,7 +126,7 @@ def inline(picture: "Figure", label: str, number: int) -> Markup:
     whole = canvas.svg(picture, f"figure{number}").decode()
     whole = _LEFT_OUT.sub("", _CONTROL.sub(" ", whole[whole.index("<svg") :]))
     root, _, body = whole.partition(">")
-    box = re.search(r'viewBox="([\d. -]+)"', root)[1]
+    box = re.findall(r'viewBox="([\d. -]+)"', root)[0]
     wide = float(box.split()[2])
     body = re.sub(r"<[^>]+>", lambda tag: _slimmer(tag[0], f"f{number}"), body)
     head = Markup(

@@ -74,7 +74,7 @@ def _arm_lamp(draw: Draw) -> Shape:
         shape.tube(path, 0.014)
         head = path[-1]
     else:
-        shape.tube(np.array([(0, 0.03, 0), elbow, head]), 0.013)
+        shape.tube([(0, 0.03, 0), elbow, head], 0.013)
         shape.ball(elbow, (0.025, 0.025, 0.025), 6, 4)
     size = draw.uniform(0.06, 0.1)
     tip = head + [0, -size * 1.4, -size * draw.uniform(0.3, 1)]

@@ -1,10 +1,9 @@
 """Boats and ships; the bow is at -z."""
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from selfstudy.render.objects.parts import Draw, chance
-from selfstudy.render.primitives import Shape
+from selfstudy.render.primitives import Points, Shape
 
 
 def vessel(draw: Draw) -> Shape:
@@ -36,7 +35,7 @@ def _hull(shape: Shape, draw: Draw, wide: float, deep: float, stern: float, shee
     shape.loft(np.array(rings))
 
 
-def _sail(shape: Shape, corners: ArrayLike, belly: float) -> None:
+def _sail(shape: Shape, corners: Points, belly: float) -> None:
     """A cloth [3 or 4 corners], bent to +x."""
     outline = np.asarray(corners, float)
     centre = outline.mean(0) + [belly, 0, 0]
