@@ -1,4 +1,4 @@
-"""What experiments have found: list, show, rank, compare and export their trials.
+"""Results of experiments: list, show, rank, compare and export their trials.
 
     python misc/results.py ls grid
     python misc/results.py best grid -k 3 --metric valid_accuracy
@@ -43,7 +43,7 @@ SCHEMA = 1
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What experiments have found.")
+    parser = argparse.ArgumentParser(description="Results of experiments.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(name: str, does: str, as_json: bool = True) -> argparse.ArgumentParser:
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     target = export.add_mutually_exclusive_group(required=True)
     target.add_argument("--csv", metavar="FILE", help="'-' is stdout")
     target.add_argument("--parquet", metavar="FILE")
-    report = action("report", "make one page of what was found", as_json=False)
+    report = action("report", "make one page of the results", as_json=False)
     report.add_argument("experiments", nargs="+", metavar="EXP")
     report.add_argument("-o", "--output", default="report.html", metavar="FILE",
                         help="the page (default: report.html)")  # fmt: skip

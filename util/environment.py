@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, changes, devices; never secrets."""
+"""The environment of a run: versions, commit, changes, devices; never secrets."""
 
 import dataclasses
 import functools

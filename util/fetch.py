@@ -1,4 +1,4 @@
-"""Downloads that end whole or not at all, and the line that shows how far something is."""
+"""Downloads that complete or leave nothing, and a progress line for long loops."""
 
 import hashlib
 import os
@@ -26,25 +26,25 @@ def progress(text: str, total: int, unit: str = "", done: int = 0) -> Callable[[
 
     Args:
         text: what is done.
-        total: how much there is; 0 where nobody knows.
+        total: amount of work; 0 when unknown.
         unit: what is counted; its rate is shown, too.
         done: what is there already.
     """
     start, first, living = time.monotonic(), done, total and sys.stderr.isatty()
-    told = start
+    printed = start
     if not living:
         print(f"{text} ({total})" if total else text, file=sys.stderr, flush=True)
 
     def show(done: int) -> None:
-        nonlocal told
+        nonlocal printed
         now = time.monotonic()
         end = total and done >= total
         state = _state(done, total, done - first, now - start, unit)
         if living:
             line = f"\r{_cut(text, len(state))} {state}\x1b[K"
             print(line, end="\n" if end else "", file=sys.stderr, flush=True)
-        elif now - told >= (SHORT if end else EVERY):
-            told = now
+        elif now - printed >= (SHORT if end else EVERY):
+            printed = now
             print(f"{text}: {state}", file=sys.stderr, flush=True)
 
     return show

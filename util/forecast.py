@@ -16,7 +16,7 @@ AT_WORK = ("running", "retried")
 
 @dataclasses.dataclass
 class TrialProgress:
-    """A trial as it is shown.
+    """Progress of one trial, for the display.
 
     Attributes:
         values: gin name -> value that it overrides.
@@ -56,12 +56,12 @@ class TrialProgress:
         return min(1.0, self.at / self.rounds) if self.rounds > 0 else 1.0
 
     def begin(self, now: float) -> None:
-        """It runs from now on; starting up is no part of a round."""
+        """It starts running; the start-up time is not counted as part of a round."""
         self.status, self.heard, self.within, self.where = "running", False, 0.0, ""
         self.began = self.since = now
 
     def take(self, result: dict[str, Any], now: float) -> float | None:
-        """One more result; returns how long its round took, with saving and waiting."""
+        """Add a result; returns the seconds of its round, saving and waiting included."""
         own = finite(result.get("round_s"))
         pace = max(now - self.began, own or 0.0) if self.heard else own
         self.last, self.round = result, result["round"]
@@ -74,7 +74,7 @@ class TrialProgress:
 
 
 class Forecast:
-    """How much is left, as far as the trials so far tell.
+    """Estimate of the rounds and the time that remain, from the trials so far.
 
     A scheduler ends most trials early. So a trial is expected to use the mean share of its
     rounds that the ended ones used; one that is beyond some of them, that of the others.
@@ -117,7 +117,7 @@ class Forecast:
         return max(0.0, pace * rounds - min(passed, pace))
 
     def seconds_left(self, side: int, now: float) -> float | None:
-        """The time until all have ended, so many of them side by side; None: who knows."""
+        """Time until all have ended, `side` of them in parallel; None when no pace is known."""
         times = {id(one): self.seconds(one, self.rounds_left(one), now)
                  for one in self.trials if one.status not in ENDED}  # fmt: skip
         count = len(times) + self.unknown

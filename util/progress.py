@@ -39,7 +39,7 @@ class ProgressTable:
         mode: "max" or "min".
         quiet: show nothing.
         slots: what is in use, such as "CPU 2/2 GPU 3.5/4"; may be set again.
-        rung: tells from a result which rung of a scheduler it has reached.
+        rung: result -> name of the scheduler's rung that it has reached.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ProgressTable:
         if result.get("weights"):
             self.say(f"{name}: {result['weights']}")
         due = first or time.monotonic() - self._said >= EVERY
-        wanted = due or ends if self.total == 1 else due and not ends  # `end` tells of those
+        wanted = due or ends if self.total == 1 else due and not ends  # `end` reports those
         if self._plain and wanted:
             self.say(self._line(self.info))
 
@@ -196,7 +196,7 @@ class ProgressTable:
             waits = [self.trials[name].status == "planned" for name in shown]
         return live.board(kept, waits, [note for note in notes if note])
 
-    # How it is told.
+    # Drawing and plain lines.
 
     @contextlib.contextmanager
     def _changes(self) -> Iterator[None]:
@@ -235,7 +235,7 @@ class ProgressTable:
         elif now - self._said >= HEARTBEAT:
             self.say(self._alive())
 
-    # Its words.
+    # Texts.
 
     def _only_trial(self) -> str:
         """How far the only trial is."""
@@ -293,7 +293,7 @@ class ProgressTable:
         name = min(scored, key=lambda name: self._rank(self.trials[name]))
         return f"{figure(self.trials[name].best)} ({self._names()[0][name]})"
 
-    # Its table.
+    # Table.
 
     def _select_rows(self, room: int) -> list[str]:
         """The names that are shown, best first; those at work are the last to be left out."""

@@ -1,6 +1,6 @@
 """Label efficiency: accuracy and utility against labels, by data set and method, from a frame.
 
-from util import efficiency, results
+from selfstudy.analysis import efficiency, results
 
 found = efficiency.curves(results.trials("u1"))
 table = efficiency.table(found)            # a row per data set, method and labels
@@ -158,7 +158,7 @@ def table(found: Curves, baseline: str = SCRATCH, **options: Any) -> "pandas.Dat
 
 
 def sentences(found: Curves, baseline: str = SCRATCH) -> list[str]:
-    """What the curves tell, in numbers with their intervals: three sentences a data set."""
+    """Summary of the curves with intervals: three sentences for each data set."""
     told = []
     whole = table(found, baseline)
     for panel, part in whole.groupby("data_set", sort=False):

@@ -1,6 +1,6 @@
 """Experiments as trials and pandas frames, read without torch and Ray.
 
-    from util import results
+    from selfstudy.analysis import results
 
     frame = results.trials("grid")     # a row per trial
     curves = results.rounds("grid")    # a row per trial and round
@@ -52,7 +52,7 @@ _LARGEST = 1 << 63  # of an integer that a frame can hold
 
 @dataclasses.dataclass
 class TrialRecord:
-    """A trial as its folder and its experiment's record tell it.
+    """A trial, read from its folder and its experiment's plan and journal.
 
     Attributes:
         exp: the experiment, as users type it.
@@ -198,16 +198,16 @@ def study(folder: Path) -> dict[str, Any]:
     texts).
     """
     try:
-        told = files.read_object(folder / paths.STUDY)
+        content = files.read_object(folder / paths.STUDY)
     except (OSError, ValueError):
         return {}
-    chosen = told.get("chosen")
-    told["preset"] = chosen.get("preset") if isinstance(chosen, dict) else None
-    found: dict[str, Any] = {key: told[key] for key in ("question", "command", "preset")
-                             if isinstance(told.get(key), str)}  # fmt: skip
-    if isinstance(told.get("stages"), list):
-        found["stages"] = [stage for stage in told["stages"] if isinstance(stage, str)]
-    return found
+    chosen = content.get("chosen")
+    content["preset"] = chosen.get("preset") if isinstance(chosen, dict) else None
+    known: dict[str, Any] = {key: content[key] for key in ("question", "command", "preset")
+                             if isinstance(content.get(key), str)}  # fmt: skip
+    if isinstance(content.get("stages"), list):
+        known["stages"] = [stage for stage in content["stages"] if isinstance(stage, str)]
+    return known
 
 
 def locate(name: str | Path) -> Path | None:
@@ -328,10 +328,10 @@ def _read_rounds(found: Experiment, trial: TrialRecord) -> None:
 
 
 def merge_attempts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line a round, in order: what a later attempt has written again replaces the rest.
+    """One line a round, in order; lines of a later attempt replace those it repeats.
 
-    An attempt continues from a checkpoint, so that lines of a round which is not before it
-    belong to a past that did not happen.
+    An attempt continues from a checkpoint: earlier lines of the same or a later round come
+    from work that was lost.
     """
     kept: list[dict[str, Any]] = []
     for line in lines:

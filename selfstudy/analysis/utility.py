@@ -28,7 +28,7 @@ class Utility:
         bound: [n] texts: '' for a value, '>=' where the baseline never gets so far ('value' is
             what its largest number of labels gives), '<=' where it begins better.
         low, high: [n] percentile bootstrap interval over repeats; infinity where it reaches
-            above what the baseline can tell, -1 where below; NaN for a single repeat of both.
+            above the range of the baseline, -1 where below it; NaN for a single repeat of both.
     """
 
     labels: np.ndarray
@@ -165,7 +165,7 @@ def _check_curve(curve: Curve, what: str) -> dict[int, np.ndarray]:
 
 
 def _solve(base: dict, ours: dict, log: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Equal labels and bounds of every number of labels of `ours`."""
+    """Equal labels and bounds for each number of labels in `ours`."""
     curves = [
         fit_monotone([values.mean() for values in curve.values()],
                  [len(values) for values in curve.values()])
@@ -177,7 +177,7 @@ def _solve(base: dict, ours: dict, log: bool) -> tuple[np.ndarray, tuple[str, ..
 
 
 def _resample(base: dict, ours: dict, paired: bool, random: np.random.Generator) -> tuple:
-    """Repeats drawn again with replacement, for each number of labels."""
+    """A bootstrap sample: repeats drawn with replacement at each number of labels."""
     picks = {n: random.integers(len(v), size=len(v)) for n, v in base.items()}
     again = {n: picks[n] if paired and n in picks else random.integers(len(v), size=len(v))
              for n, v in ours.items()}  # fmt: skip
@@ -186,7 +186,7 @@ def _resample(base: dict, ours: dict, paired: bool, random: np.random.Generator)
 
 
 def _interval(solved: list, labels: np.ndarray, coverage: float) -> tuple:
-    """Percentiles; what is only bounded has its bound at one end, the other end is open."""
+    """Percentile interval; a bounded sample counts as infinity above, or as -1 below."""
     values = np.stack([equal / labels - 1 for equal, _ in solved])
     bounds = np.stack([bound for _, bound in solved])
     tail = (1 - coverage) / 2

@@ -19,7 +19,7 @@ from util import files
 from util.errors import UserError
 
 STATUSES = ("done", "stopped", "diverged", "failed", "interrupted", "running", "planned")
-FRESH = 300.0  # seconds without a sign of life after which a driver elsewhere is gone
+FRESH = 300.0  # seconds without a heartbeat after which another machine's driver counts as dead
 _NAME = re.compile(r"e_[A-Za-z0-9._=+-]{1,253}")
 _TRIAL_EVENTS = {"started", "retried", "stopped", "failed", "diverged", "interrupted", "done"}
 _SHAPE = {"schema": int, "spec": dict, "ray": str, "exp_args": dict, "rows": list,
@@ -28,14 +28,14 @@ _SHAPE = {"schema": int, "spec": dict, "ray": str, "exp_args": dict, "rows": lis
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What an experiment's folder says of it.
+    """The plan and journal of an experiment.
 
     Attributes:
         folder: the experiment's folder.
         plan: the content of `plan.json`.
         rows: `name` and `overrides` of each trial: those planned, then those added, in order.
         events: the well-formed lines of the journal.
-        torn: lines of the journal that say nothing, such as a last one that was cut.
+        torn: number of damaged journal lines, such as a last one that was cut.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""A second home of the experiments, in a bucket or on another disk.
+"""A copy of the experiments' folder, in a bucket or on another disk.
 
 `SELFSTUDY_MIRROR=s3://bucket/prefix`, or another URI that pyarrow understands (gs, abfs, file),
 stands for the folder EXP_DIR. Experiments are written and read locally; what is new is copied
@@ -453,7 +453,7 @@ def _verifies(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Let callers await one kind of error."""
+    """Turn pyarrow's errors into OSError, the one kind that callers handle."""
     from pyarrow import ArrowException
 
     try:

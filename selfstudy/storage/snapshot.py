@@ -200,7 +200,7 @@ def _only_trial(folder: Path, name: str) -> Path:
 
 
 def _names(folder: Path) -> list[str]:
-    """What could have been meant: the neighbours of the deepest folder that exists."""
+    """Candidates for the error's hint: what lies in the deepest folder that exists."""
     root = folder
     while not root.is_dir() and root != paths.EXP_DIR and root != root.parent:
         root = root.parent

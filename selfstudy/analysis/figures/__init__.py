@@ -1,6 +1,6 @@
 """Figures of results, each from tidy frames to a matplotlib Figure.
 
-    from util import efficiency, figures, results
+    from selfstudy.analysis import efficiency, figures, results
 
     figures.accuracy(efficiency.curves(results.trials("u1")), save="accuracy")
 

@@ -120,7 +120,7 @@ def utility_plot(
 
 
 def _beyond(ax: Axes, limit: float, labels: list[np.ndarray]) -> None:
-    """The baseline's zero, and grey above the largest utility that it can tell."""
+    """A zero line, and grey above the largest utility that the baseline can measure."""
     if not labels:
         return
     ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)

@@ -1,6 +1,6 @@
-"""One page that tells what experiments have found.
+"""One HTML page with the results of experiments.
 
-    from util import report
+    from selfstudy.analysis import report
 
     report.write(["u1"], "report.html")
 
@@ -33,15 +33,15 @@ FALLBACK = (METRIC, "valid_accuracy", "train_accuracy", "train_loss")  # without
 
 @dataclasses.dataclass
 class Findings:
-    """What all chapters tell of.
+    """What all chapters of the page are made from.
 
     Attributes:
         names: as the user has typed them.
         experiments: those behind the names.
         study: of `results.study`; empty when it is none.
-        coming: whether the study has stages that are not even planned.
+        coming: whether the study has stages without a plan yet.
         frame, rounds: of all their trials.
-        answering: the experiments that the headline is about.
+        answering: the experiments that the headline summarises.
         part: of `frame`, their trials.
         metric, mode: what trials are compared by.
         valueless: the search's metric, where no trial has a value of it.
@@ -262,7 +262,7 @@ def watch(
         names: of experiments or studies.
         output: the file.
         every: seconds between two looks.
-        said: gets a line for each page.
+        said: called with a line for each page written.
         sleep: waits for so many seconds.
 
     Raises:
@@ -288,5 +288,5 @@ def watch(
 
 
 def _has_ended(found: Findings) -> bool:
-    """Whether nothing is still to come, of a study's later stages neither."""
+    """Whether all trials have ended and no later stage of a study is missing."""
     return not found.coming and all(trial.status in ENDED for trial in found.trials)
