@@ -183,7 +183,7 @@ def test_the_teacher_of_dino_its_centre_and_temperature_follow():
                    "DINOModel.frozen = 0.0", "DINOModel.first_temperature = 0.02",
                    "DINOModel.temperature = 0.06", "DINOModel.warmup = 0.5")  # fmt: skip
     model = session.model.backbone
-    pairs = list(zip(model.leaders(), model.momentum_encoder, strict=True))
+    pairs = list(zip(model.online_modules(), model.momentum_encoder, strict=True))
     before = [item.clone() for _, copy in pairs for item in copy.parameters()]
     batch = first_batch(session)
     with torch.no_grad():

@@ -70,8 +70,8 @@ class DINOModel(MomentumEncoder):
             self.scheduled = ScheduledFlags({"DINOModel.frozen": frozen})
             _initialise(self.projector)
             self.last = Prototypes(self.projector.out_feats, outputs)
-            self.followed = (*self.followed, "last")
-            self.momentum_encoder = self.copied()  # anew, with all of them
+            self.averaged = (*self.averaged, "last")
+            self.momentum_encoder = self.copy_online()  # anew, with all of them
             self.register_buffer("centre", torch.zeros(outputs))
             self.register_buffer("temperature", torch.zeros(()).fill_(self._warmed(0.0)))
 

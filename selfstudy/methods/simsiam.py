@@ -26,8 +26,8 @@ class SimSiamModel(Siamese):
         """Of each view the prediction, 'query0' and 'query1', and the projection, 'key...'."""
         check_views(batch)
         keys = [self.projector(each.pooled) for each in feats]
-        found = {f"query{view}": self.placed(self.predictor(z)) for view, z in enumerate(keys)}
-        return found | {f"key{view}": self.placed(z).detach() for view, z in enumerate(keys)}
+        found = {f"query{view}": self.normalise(self.predictor(z)) for view, z in enumerate(keys)}
+        return found | {f"key{view}": self.normalise(z).detach() for view, z in enumerate(keys)}
 
 
 @register("task")
