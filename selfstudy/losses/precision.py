@@ -13,6 +13,7 @@ R = TypeVar("R")
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run `function` outside autocast, its 16-bit arguments (also in lists) as float32."""
+    call: Callable[..., R] = function
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -20,9 +21,9 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         named: Any = {name: _to_float32(item) for name, item in kwargs.items()}
         device = next(_tensors([*values, *named.values()])).device.type
         if device == "meta":  # of rehearsals; autocast does not support it
-            return function(*values, **named)
+            return call(*values, **named)
         with torch.autocast(device, enabled=False):
-            return function(*values, **named)
+            return call(*values, **named)
 
     return run
 
