@@ -102,8 +102,8 @@ def test_the_truth_is_the_image_by_nearest_neighbour():
 
 def test_erasing_puts_noise_into_a_box_of_half_of_the_images():
     images = torch.full((600, 3, 24, 24), 7.0)
-    noisy = vae.erased(images)
-    assert not torch.equal(noisy, vae.erased(images))
+    noisy = vae.erase_boxes(images)
+    assert not torch.equal(noisy, vae.erase_boxes(images))
     changed = (noisy != 7).all(1)
     assert torch.equal(changed, (noisy != 7).any(1))  # in all channels
     hit = changed.flatten(1).any(1)

@@ -138,14 +138,14 @@ def test_the_queue_of_swav_holds_the_latest_rows_of_each_view():
     model = swav_model(queue_size=5)
     steps = F.normalize(torch.randn(3, 2, 2, 4), dim=3)  # steps, views, rows, D
     for rows in steps:
-        model.made = list(rows)
+        model.new_rows = list(rows)
         model.after_step(0.0)
     for view in range(2):  # the sixth row has taken the first one's place
         latest = steps[:, view].flatten(0, 1)[[5, 1, 2, 3, 4]]
         torch.testing.assert_close(model.queue[view], latest)
-    assert int(model.place) == 1 and model.made == []
+    assert int(model.place) == 1 and model.new_rows == []
     many = F.normalize(torch.randn(2, 7, 4), dim=2)  # more than it holds
-    model.made = list(many)
+    model.new_rows = list(many)
     model.after_step(0.0)
     for view in range(2):
         assert {tuple(row.tolist()) for row in model.queue[view]} == {
@@ -183,7 +183,7 @@ def test_the_teacher_of_dino_its_centre_and_temperature_follow():
                    "DINOModel.frozen = 0.0", "DINOModel.first_temperature = 0.02",
                    "DINOModel.temperature = 0.06", "DINOModel.warmup = 0.5")  # fmt: skip
     model = session.model.backbone
-    pairs = list(zip(model.leaders(), model.momentum_encoder, strict=True))
+    pairs = list(zip(model.online_modules(), model.momentum_encoder, strict=True))
     before = [item.clone() for _, copy in pairs for item in copy.parameters()]
     batch = first_batch(session)
     with torch.no_grad():

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from selfstudy import registry
+from selfstudy import configure, registry
 from selfstudy.models.resnet import CELU, DEEP, ResNet
 from selfstudy.models.wrapper import Wrapper
+from selfstudy.storage import snapshot
 from selfstudy.types import Batch, DataInfo
 from util.errors import UserError
 
@@ -157,3 +158,27 @@ def test_warmup_holds_the_backbone_for_its_steps():
         model.before_step(steps)
         model(batch()).logits["fc/class"].sum().backward()
         assert any(item.grad is not None for item in model.backbone.parameters()) is reached
+
+
+FORMER = {"momentum_encoder": "lagging", "projector": "projection", "predictor": "prediction",
+          "scheduled": "clock"}  # fmt: skip
+
+
+def test_former_gin_names_and_tensor_names_still_load():
+    bindings = ("Lagging.momentum = 0.5", "TwoViews.unit_sphere = False",
+                "projection.layers = 3", "prediction.layers = 2",
+                "DINOModel.outputs = 6")  # fmt: skip
+    configure.load(configure.Spec((), bindings))
+    model = Wrapper(INFO, model_choice="dino")
+    method = model.backbone
+    assert method.momentum == 0.5 and method.unit_sphere is False
+    linear = [sum(isinstance(layer, torch.nn.Linear) for layer in head)
+              for head in (method.projector, method.predictor)]  # fmt: skip
+    assert linear == [3, 2]
+    saved = {".".join(FORMER.get(part, part) for part in name.split(".")): torch.ones_like(item)
+             for name, item in model.state_dict().items()}  # fmt: skip
+    parts = {part for name in saved for part in name.split(".")}
+    assert set(FORMER.values()) <= parts and not set(FORMER) & parts
+    snapshot.load_weights(model, saved, lambda name: False)
+    assert all(bool((item == 1).all()) for item in model.state_dict().values())
+    assert all(method.scheduled.due.values())

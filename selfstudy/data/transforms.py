@@ -59,7 +59,7 @@ class Transform(ABC):
     def move(
         self, target: Tensor, params: Tensor, kind: Target, size: tuple[int, int]
     ) -> Tensor:
-        """A target that goes along with images that this geometric transform has changed.
+        """Apply a geometric transform to a target of the images.
 
         Points outside afterwards are NaN. Boxes are cut to the image, and NaN when nothing is
         left. Maps take the nearest pixel, and `Target.unknown` where there is none; their
@@ -494,7 +494,7 @@ class PhotoJitter(Transform):
         return mixed.clamp_(0, white).view(images.shape)
 
 
-def span(start: Tensor, length: int, size: int) -> Tensor:
-    """Of `size` places those from `start` on, `length` of them: bool [n, size]."""
+def span(start: Tensor, length: int | Tensor, size: int) -> Tensor:
+    """Mask [n, size] bool, true at the `length` places from `start` [n] on."""
     places = torch.arange(size, device=start.device) - start[:, None]
     return (places >= 0) & (places < length)

@@ -1,4 +1,4 @@
-"""Noise-contrastive losses over the locations of other images and over a memory bank."""
+"""Noise-contrastive losses over locations of feature maps, and over a memory bank."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 from selfstudy.losses.precision import full_precision
 from util.errors import UserError
 
-_CELLS = 2**24  # products with the bank at a time: 64 MiB in float32
+_CELLS = 2**24  # products with the bank per chunk: 64 MiB in float32
 
 
 @full_precision
@@ -21,23 +21,23 @@ def amdim_nce(
 ) -> tuple[Tensor, Tensor]:
     """AMDIM's NCE between a global and local features (Bachman et al., arXiv 1906.00910).
 
-    Scores are inner products divided by sqrt(D) and clipped to clip * tanh(score / clip). Each
-    location of an image's other view is a positive of its own, against all locations of all
-    other images (section 3.2 and 3.3).
+    Scores are inner products divided by sqrt(D) and soft-clipped to clip * tanh(score / clip).
+    Each location of an image's other view is a separate positive, against all locations of all
+    other images (sections 3.2 and 3.3).
 
     Args:
-        r_src: [B, D], the predicting features.
-        r_trg: [B, D, L], the predicted ones at L locations.
+        r_src: [B, D], features of one view.
+        r_trg: [B, D, L], features of the other view at L locations.
         clip: bound of the scores.
         penalty: weight of the mean squared score before clipping.
-        all_trg: [N, D, L], those of all processes; by default `r_trg`.
-        offset: the place of the local rows in them.
+        all_trg: [N, D, L], `r_trg` of all processes; by default the local rows.
+        offset: index of the first local row in `all_trg`.
 
     Returns:
         The mean over images and locations in nats, and the weighted penalty.
 
     Raises:
-        UserError: there is no other image.
+        UserError: the batch has one image.
     """
     all_trg = r_trg if all_trg is None else all_trg
     total, dims, locations = all_trg.shape
@@ -62,16 +62,16 @@ def amdim_nce(
 def bank_nce(
     features: Tensor, bank: Tensor, positives: Tensor, negatives: Tensor, temperature: float
 ) -> Tensor:
-    """Softmax over a positive and drawn negatives of a memory bank, in nats, mean over rows.
+    """InfoNCE with negatives sampled from a memory bank, in nats, mean over rows.
 
-    Instance discrimination (Wu et al., arXiv 1805.01978) across views, as CMC has it (Tian et
-    al., arXiv 1906.05849, eq. 2).
+    Instance discrimination (Wu et al., arXiv 1805.01978) across views, as in CMC (Tian et al.,
+    arXiv 1906.05849, eq. 2).
 
     Args:
         features: [B, D], the only argument that gets a gradient.
         bank: [N, D].
-        positives: [B], row of the bank.
-        negatives: [B, K], rows of the bank.
+        positives: [B], bank row of each positive.
+        negatives: [B, K], bank rows of the negatives.
         temperature: T.
     """
     # Gathering B x K rows of the bank would move K / N times D as much memory as the products

@@ -1,4 +1,4 @@
-"""Losses over prototypes: one view is to predict the assignment of another.
+"""Losses over prototypes: each view predicts the cluster assignment of the other.
 
 Letters in shapes: B rows, N rows of all processes, K prototypes, V views.
 """
@@ -15,15 +15,15 @@ from selfstudy.losses.precision import full_precision
 @torch.no_grad()
 @full_precision
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Soft assignments that use all prototypes alike (Cuturi 2013; SwAV, arXiv 2006.09882).
+    """Sinkhorn-Knopp: balanced soft assignments (Cuturi 2013; SwAV, arXiv 2006.09882).
 
-    Alternately every prototype and every row is scaled to the same sum, starting from
-    exp(scores / epsilon); done on logarithms, which no score makes overflow.
+    Starting from exp(scores / epsilon), alternately normalises columns (prototypes) and rows;
+    on logarithms, so that nothing overflows.
 
     Args:
-        scores: [N, K]; rows of all processes (and of a queue) where the whole is to balance.
-        epsilon: smoothness; smaller is harder.
-        iterations: how often.
+        scores: [N, K]; of all processes (and of a queue), over which assignments balance.
+        epsilon: entropy regularisation; smaller gives harder assignments.
+        iterations: number of column and row normalisations.
 
     Returns:
         [N, K], rows that sum to 1.
@@ -55,13 +55,13 @@ def swav(
         temperature: of the softmax.
         epsilon: of `sinkhorn`.
         iterations: of `sinkhorn`.
-        all_scores: two tensors [N, K] that are assigned together: the rows of all processes,
-            and after them, if wanted, those of a queue of features.
-        offset: the place of the local rows in them.
+        all_scores: two tensors [N, K], from which assignments are computed: the rows of all
+            processes, then those of a feature queue if there is one.
+        offset: index of the first local row in them.
     """
     logs = [F.log_softmax(item / temperature, 1) for item in scores]
-    whole, losses = scores[:2] if all_scores is None else all_scores, []
-    for view, item in enumerate(whole):
+    balanced, losses = scores[:2] if all_scores is None else all_scores, []
+    for view, item in enumerate(balanced):
         target = sinkhorn(item, epsilon, iterations)[offset : offset + len(scores[view])]
         losses += [-(target * log).sum(1).mean()
                    for other, log in enumerate(logs) if other != view]  # fmt: skip
@@ -74,16 +74,16 @@ def dino(
     teacher: Sequence[Tensor],
     centre: Tensor,
     student_temperature: float = 0.1,
-    teacher_temperature: float = 0.04,
+    teacher_temperature: float | Tensor = 0.04,
 ) -> Tensor:
     """DINO (Caron et al., arXiv 2104.14294, eq. 1 to 3) in nats, mean over pairs of views.
 
-    The cross-entropy of the student's softmax to the teacher's centred and sharpened one.
+    Cross-entropy of the student's softmax with the teacher's centred and sharpened one.
 
     Args:
-        student: V tensors [B, K]; the first views are the teacher's, in the same order.
-        teacher: the teacher's outputs of the full-size views, [B, K] each; no gradient.
-        centre: [K], the running mean of the teacher's outputs.
+        student: logits, V tensors [B, K]; the teacher's views come first, in their order.
+        teacher: logits of the full-size views, [B, K] each; no gradient.
+        centre: [K], the running mean of the teacher's logits.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's.
     """

@@ -1,4 +1,4 @@
-"""Losses with negatives: a query is to be nearer to its key than to other images' keys.
+"""Contrastive losses: a query's similarity to its key against that to other images' keys.
 
 Letters in shapes: B rows of this process, N of all processes, K of the queue, V views, D.
 """
@@ -14,16 +14,16 @@ from selfstudy.losses.precision import full_precision
 from selfstudy.losses.queue import queue_logsumexp
 from util.errors import UserError
 
-WATCHED = 4096  # to read a whole long queue again takes a twentieth of the loss's time
+WATCHED = 4096  # rows for mean cosines; reading a long queue again takes 5 % of the loss
 
 
 class Contrast(NamedTuple):
-    """A loss and what to watch beside it: detached 0-d tensors.
+    """A loss, and statistics as detached 0-d tensors.
 
     Attributes:
         loss: with its gradient.
-        top1, top5: share of queries whose positive is the first, or among the first five, of
-            its 1 + negatives logits, ties counted against it; None without negatives.
+        top1, top5: share of queries whose positive has the highest, or one of the five highest,
+            of its 1 + negatives logits, ties counted as errors; None without negatives.
         positive: mean cosine of the positive pairs.
         negative: mean cosine of the negative pairs, of a long queue those with its first
             `WATCHED` rows; None without negatives.
@@ -57,12 +57,12 @@ def info_nce(
 
     Args:
         queries: [B, D].
-        keys: [B, D], row for row the positives; they get a gradient where they want one.
+        keys: [B, D], each query's positive; they get a gradient if they require one.
         temperature: T.
         queue: [K, D] negatives for every query, without gradient.
-        in_batch: take the other images' keys as negatives.
+        in_batch: use the other images' keys in the batch as negatives.
         all_keys: [N, D], the keys of all processes; by default `keys`.
-        offset: the place of `keys` in `all_keys`.
+        offset: index of the first row of `keys` in `all_keys`.
         log_margin: added to the negatives' logits in the loss (top-1 and top-5 ignore it).
 
     Raises:
@@ -102,12 +102,12 @@ def bce(
 ) -> Contrast:
     """Binary cross-entropy of the logits of `info_nce`, times their number, in nats.
 
-    Each logit says by itself whether its pair is of one image: the mean over queries of
-    softplus(-p) + the sum of softplus(n). Arguments as in `info_nce`; negatives may be missing.
+    Each logit classifies by itself whether its pair is of one image: the mean over queries of
+    softplus(-p) + the sum of softplus(n). Arguments as in `info_nce`; works without negatives.
     """
     positive, negatives = _products(queries, keys, queue, in_batch, all_keys, offset)
-    apart = F.softplus(negatives / temperature).sum(1)
-    loss = (F.softplus(-positive / temperature) + apart).mean()
+    repulsion = F.softplus(negatives / temperature).sum(1)
+    loss = (F.softplus(-positive / temperature) + repulsion).mean()
     above = _above(negatives, positive)
     return _contrast(loss, above, queries, keys, queue, in_batch, all_keys)
 
@@ -128,9 +128,9 @@ def inner_product(
     """
     positive, negatives = _products(queries, keys, queue, in_batch, all_keys, offset)
     own = negatives == -torch.inf  # a query's own key in the batch, which is no negative
-    apart = (1 + negatives.masked_fill(own, -1)).sum(1)
+    repulsion = (1 + negatives.masked_fill(own, -1)).sum(1)
     count = _negatives(keys, queue, in_batch, all_keys)
-    loss = ((1 - positive + apart) / (1 + count)).mean()
+    loss = ((1 - positive + repulsion) / (1 + count)).mean()
     above = _above(negatives, positive)
     return _contrast(loss, above, queries, keys, queue, in_batch, all_keys)
 
@@ -146,7 +146,7 @@ def nt_xent(
 ) -> Tensor:
     """SimCLR's loss (Chen et al., arXiv 2002.05709, eq. 1) in nats, mean over both views.
 
-    Each of the 2N rows is to find its other view among the 2N - 1 rows that are not itself.
+    Each of the 2N rows classifies its other view among the 2N - 1 rows that are not itself.
 
     Args:
         z0: [B, D], one view, on the unit sphere in the paper.
@@ -154,12 +154,13 @@ def nt_xent(
         temperature: T.
         all_z0: [N, D], z0 of all processes; by default the local rows.
         all_z1: the same of z1.
-        offset: the place of the local rows in them.
+        offset: index of the first local row in them.
     """
     rows = torch.cat((z0, z1))
-    alone = all_z0 is None or all_z0 is z0
-    columns = None if alone else torch.cat((all_z0, all_z1))
-    own = _own(2, len(z0), len(z0 if alone else all_z0), offset, z0.device)
+    columns, total = None, len(z0)
+    if all_z0 is not None and all_z1 is not None and all_z0 is not z0:
+        columns, total = torch.cat((all_z0, all_z1)), len(all_z0)
+    own = _own(2, len(z0), total, offset, z0.device)
     return _SoftmaxContrast.apply(rows, columns, own.roll(len(z0)), own, temperature)
 
 
@@ -174,10 +175,11 @@ def cross_view(
 ) -> Tensor:
     """Cross-entropy of N x N pairs across the views in nats, the mean of both directions.
 
-    Like `nt_xent` without the negatives of a row's own view. Arguments as there. The
-    contrastive family adds the two directions: twice this value.
+    Like `nt_xent` without negatives of a row's own view; the same arguments. The code of
+    untitled-ai/self_supervised adds the two directions: twice this value.
     """
-    all_z0, all_z1 = (z0, z1) if all_z0 is None else (all_z0, all_z1)
+    if all_z0 is None or all_z1 is None:
+        all_z0, all_z1 = z0, z1
     own = _own(1, len(z0), len(all_z0), offset, z0.device)
     first = _SoftmaxContrast.apply(z0, all_z1, own, None, temperature)
     return (first + _SoftmaxContrast.apply(z1, all_z0, own, None, temperature)) / 2
@@ -195,7 +197,7 @@ def supervised_contrastive(
     """L_out of Khosla et al. (arXiv 2004.11362, eq. 2) in nats, mean over anchors.
 
     For each of the V N rows: the mean over the other rows p of its class of -log of p's share
-    in the softmax over all rows but itself. A row that is alone in its class counts as 0.
+    in the softmax over all rows but itself. A row without another of its class counts as 0.
 
     Args:
         z: [V, B, D], on the unit sphere in the paper.
@@ -203,9 +205,10 @@ def supervised_contrastive(
         temperature: T.
         all_z: [V, N, D], of all processes; by default the local rows.
         all_labels: [N], their classes.
-        offset: the place of the local rows in them.
+        offset: index of the first local row in them.
     """
-    all_z, all_labels = (z, labels) if all_z is None else (all_z, all_labels)
+    if all_z is None or all_labels is None:
+        all_z, all_labels = z, labels
     own = _own(len(z), len(labels), len(all_labels), offset, z.device)[:, None]
     logits = z.flatten(0, 1) @ all_z.flatten(0, 1).T / temperature
     logsum = logits.scatter(1, own, -torch.inf).logsumexp(1)
@@ -216,9 +219,9 @@ def supervised_contrastive(
 
 
 class _SoftmaxContrast(torch.autograd.Function):
-    """Mean cross-entropy of rows' positives among columns, the gradient made in forward.
+    """Mean cross-entropy of rows' positives among columns; forward computes the gradient too.
 
-    The loss is a mean, so backward only scales; of R x C numbers two copies are ever held.
+    Backward only scales it, and at most two R x C matrices are in memory.
     """
 
     @staticmethod
@@ -227,7 +230,7 @@ class _SoftmaxContrast(torch.autograd.Function):
         rows: Tensor,  # [R, D]
         columns: Tensor | None,  # [C, D]; None: the rows
         positive: Tensor,  # [R], the column of each row's positive
-        own: Tensor | None,  # [R], a column that a row does not see
+        own: Tensor | None,  # [R], the column that is masked for each row
         temperature: float,
     ) -> Tensor:
         others = rows if columns is None else columns
@@ -260,7 +263,7 @@ class _SoftmaxContrast(torch.autograd.Function):
 
 
 def _own(views: int, count: int, total: int, offset: int, device: torch.device) -> Tensor:
-    """[V B]: where this process's rows stand among the V N rows of all."""
+    """Indices [V B] of this process's rows among the V N rows of all processes."""
     first = torch.arange(views, device=device)[:, None] * total + offset
     return (first + torch.arange(count, device=device)).flatten()
 
@@ -268,7 +271,7 @@ def _own(views: int, count: int, total: int, offset: int, device: torch.device) 
 def _others(
     queries: Tensor, keys: Tensor, all_keys: Tensor | None, offset: int
 ) -> Tensor | None:
-    """Products with the other images' keys, [B, N], a query's own at -inf; None if alone."""
+    """Products with the batch's keys, [B, N], a query's own at -inf; None for one image."""
     all_keys = keys if all_keys is None else all_keys
     if len(all_keys) < 2:
         return None
@@ -293,14 +296,14 @@ def _products(
 
 
 def _above(negatives: Tensor, positive: Tensor) -> Tensor:
-    """How many negatives [B, n] are not below the positive [B]."""
+    """Number [B] of negatives [B, n] that are at least the positive [B]."""
     return (negatives.detach() >= positive.detach()[:, None]).sum(1)
 
 
 def _negatives(
     keys: Tensor, queue: Tensor | None, in_batch: bool, all_keys: Tensor | None
 ) -> int:
-    """Negatives of each query."""
+    """Number of negatives of each query."""
     batch = len(keys if all_keys is None else all_keys) - 1 if in_batch else 0
     return batch + (0 if queue is None else len(queue))
 

@@ -1,4 +1,4 @@
-"""Full precision for losses: sums of exponentials do not survive sixteen bits."""
+"""Losses in float32: sums of exponentials overflow or lose precision in 16 bits."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -13,23 +13,25 @@ R = TypeVar("R")
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run `function` outside autocast, its 16-bit arguments (also in lists) as float32."""
+    call: Callable[..., R] = function
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        values = [_widened(item) for item in args]
-        named = {name: _widened(item) for name, item in kwargs.items()}
+        values: Any = [_to_float32(item) for item in args]
+        named: Any = {name: _to_float32(item) for name, item in kwargs.items()}
         device = next(_tensors([*values, *named.values()])).device.type
-        if device == "meta":  # where a session rehearses, and autocast is not known
-            return function(*values, **named)
+        if device == "meta":  # of rehearsals; autocast does not support it
+            return call(*values, **named)
         with torch.autocast(device, enabled=False):
-            return function(*values, **named)
+            return call(*values, **named)
 
     return run
 
 
-def _widened(item: Any) -> Any:
+def _to_float32(item: Any) -> Any:
+    """A 16-bit tensor, or those in a list, as float32; anything else as it is."""
     if isinstance(item, (list, tuple)):
-        return [_widened(part) for part in item]
+        return [_to_float32(part) for part in item]
     narrow = isinstance(item, Tensor) and item.dtype in (torch.float16, torch.bfloat16)
     return item.float() if narrow else item
 

@@ -1,30 +1,30 @@
-"""The sum over a long queue of negatives, in one pass that never holds its logits.
+"""Log-sum-exp over a long queue of negatives without storing all logits.
 
 The logits of 256 queries and 65,536 negatives are 64 MiB, and the plain way makes several
-copies of them. Here the queue is read in blocks: while a block's logits are in the cache they
-enter the sum of exponentials and its gradient, so that backward only scales what forward made.
+copies of them. Here the queue is processed in blocks: while a block's logits are in the cache,
+they are added to the sum of exponentials and its gradient, which backward only scales.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits at a time: 1 MiB of float32 fits a CPU's cache; a GPU wants fewer, larger kernels.
+# Logits per block: 1 MiB of float32 fits a CPU's cache; a GPU needs fewer, larger kernels.
 _CELLS = {"cpu": 2**18}
 _CELLS_OTHER = 2**24
 
 
 class _QueueSum(torch.autograd.Function):
-    """Softmax over the queue, and the mean of the queue under it, which is the gradient.
+    """Log-sum-exp over the queue, and its gradient: the softmax-weighted mean of the queue.
 
-    Blocks are joined by their sums (Milakov, Gimelshein, arXiv 1805.02867).
+    Blocks are combined as in online softmax (Milakov, Gimelshein, arXiv 1805.02867).
     """
 
     @staticmethod
     def forward(ctx, queries: Tensor, queue: Tensor, bar: Tensor, temperature: float):
         scaled = queries / temperature
         size = max(1, _CELLS.get(queries.device.type, _CELLS_OTHER) // len(queries))
-        # Two buffers for all blocks: new memory for each took half as much time again.
+        # Buffers are reused: allocating for each block took 1.5 times as long.
         buffers = queries.new_empty(2, len(queries), min(size, len(queue)))
         parts = [_softmax(scaled, block, bar, *buffers[..., : len(block)])
                  for block in queue.split(size)]  # fmt: skip
@@ -45,14 +45,14 @@ class _QueueSum(torch.autograd.Function):
 def _softmax(
     scaled: Tensor, block: Tensor, bar: Tensor, logits: Tensor, shares: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a block [n, D]: log-sum-exp [B, 1], the mean row [B, D], logits from the bar on [B].
+    """Of a block [n, D]: log-sum-exp [B, 1], weighted mean [B, D], count of logits >= bar [B].
 
     The last two arguments, [B, n], are overwritten.
     """
     torch.mm(scaled, block.T, out=logits)
     peak = logits.amax(1, True)
     torch.softmax(logits, 1, out=shares)  # takes less time than torch's exp alone
-    # Ones and zeros as floats: adding up booleans takes several times as long.
+    # As floats: summing booleans takes several times as long.
     above = logits.ge_(bar).sum(1)
     # The greatest share is 1 / (sum of the exponentials, each less the greatest logit).
     return peak - shares.amax(1, True).log(), shares @ block, above

@@ -1,4 +1,4 @@
-"""Losses without negatives: views that agree, and what keeps them from being all the same."""
+"""Losses without negatives: agreement of the views, and terms against collapse."""
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +33,16 @@ def vicreg(
         covariance: weight of c.
         eps: in the root of the variance.
         halve_variance: v divided by 2, as in the paper's published code, where its equation
-            and the contrastive family have no half.
+            and the code of untitled-ai/self_supervised have no half.
         all_z0: [N, D], z0 of all processes, for the statistics; by default the local rows.
         all_z1: the same of z1.
     """
-    apart = F.mse_loss(z0, z1)
-    views = (z0, z1) if all_z0 is None else (all_z0, all_z1)
+    distance = F.mse_loss(z0, z1)
+    views = (z0, z1) if all_z0 is None or all_z1 is None else (all_z0, all_z1)
     spread = sum(F.relu(1 - (z.var(0) + eps).sqrt()).mean() for z in views)
     redundant = sum(_covariance(z) for z in views)
     half = 0.5 if halve_variance else 1.0
-    return invariance * apart + half * variance * spread + covariance * redundant
+    return invariance * distance + half * variance * spread + covariance * redundant
 
 
 def _covariance(z: Tensor) -> Tensor:
@@ -75,24 +75,25 @@ def barlow_twins(
 ) -> Tensor:
     """Barlow Twins (Zbontar et al., arXiv 2103.03230, eq. 1 and 2); no unit.
 
-    The correlation C between the views' dimensions is to be the identity: the sum of
+    The distance of the views' cross-correlation C from the identity: the sum of
     (1 - C_ii)^2 plus `off_diagonal` times the sum of the other C_ij^2.
 
     Args:
         z0: [B, D], one view.
         z1: [B, D], the other view.
         off_diagonal: lambda.
-        all_z0: [N, D], z0 of all processes, in the place of the local rows.
+        all_z0: [N, D], z0 of all processes; by default the local rows.
         all_z1: the same of z1.
-        eps: in the variance (biased), as batch norm has it.
+        eps: added to the biased variance, as in batch norm.
     """
-    a, b = (_standardised(z, eps) for z in ((z0, z1) if all_z0 is None else (all_z0, all_z1)))
+    views = (z0, z1) if all_z0 is None or all_z1 is None else (all_z0, all_z1)
+    a, b = (_standardise(z, eps) for z in views)
     on = (1 - (a * b).mean(0)).square().sum()
     return on + off_diagonal * _off_diagonal(a, b) / len(a) ** 2
 
 
-def _standardised(z: Tensor, eps: float) -> Tensor:
-    """Each dimension with mean 0 and variance 1 over the rows."""
+def _standardise(z: Tensor, eps: float) -> Tensor:
+    """Scale each dimension to mean 0 and variance 1 over the rows."""
     variance, mean = torch.var_mean(z, 0, correction=0)
     return (z - mean) * (variance + eps).rsqrt()
 

@@ -1,9 +1,9 @@
 """AMDIM (Bachman, Hjelm, Buchwalter, NeurIPS 2019, arXiv 1906.00910).
 
-What a view looks like as a whole tells the places of the other view, at two scales, from those
-of all other images; and a place tells the places. 'amdim' takes the encoder of the other
-methods (selfstudy, arXiv 2003.14323; ResNet-9 on CIFAR-10: 400 rounds, batches of 384),
-'amdim_ref' the one of the paper.
+Global features of a view predict the local features of the other view at two scales, against
+those of all other images; and local features predict local ones. 'amdim' uses the same encoder
+as the other methods (selfstudy, arXiv 2003.14323; ResNet-9 on CIFAR-10: 400 rounds, batches of
+384), 'amdim_ref' the paper's.
 """
 
 import copy
@@ -17,6 +17,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.losses.banks import amdim_nce
 from selfstudy.models.amdim_ref import AmdimEncoder
+from selfstudy.models.encoder import ImageEncoder
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.models.siamese import check_views
 from selfstudy.registry import configurable, register
@@ -28,7 +29,7 @@ COARSE, FINE = 5, 7  # cells on a side of the two maps
 
 
 def map_channels(encoder: nn.Module, info: DataInfo) -> dict[str, int]:
-    """Stage -> channels of its map, from a twin without memory."""
+    """Stage -> channels of its map, from a copy on the device 'meta'."""
     twin = copy.deepcopy(encoder).to("meta")
     images = torch.zeros(2, info.channels, info.input_res, info.input_res, device="meta")
     with torch.no_grad():
@@ -37,12 +38,9 @@ def map_channels(encoder: nn.Module, info: DataInfo) -> dict[str, int]:
 
 @register("backbone", "amdim")
 class AMDIMModel(ResnetModel):
-    """An encoder, and a linear layer at each cell of its last two stages.
+    """An encoder, and 1x1 convolutions that project maps of two stages to the embedding's D."""
 
-    These bring the cells to the D of the embedding, so that they can be compared.
-    """
-
-    stages = (-1, -2)  # of the encoder: where the coarse and the fine map come from
+    stages = (-1, -2)  # indices of the encoder's stages for the coarse and the fine map
 
     def __init__(self, info: DataInfo, run_selfsup: bool):
         super().__init__(info, run_selfsup)
@@ -63,29 +61,29 @@ class AMDIMModel(ResnetModel):
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """Of each view 0, 1: 'global' [B, D], 'coarse' [B, D, 25], 'fine' [B, D, 49]."""
         check_views(batch)
-        found = {}
+        outputs = {}
         for view, each in enumerate(feats):
-            found[f"global{view}"] = each.pooled
+            outputs[f"global{view}"] = each.pooled
             for name, layer, side in zip(
                 ("coarse", "fine"), (self.coarse, self.fine), (COARSE, FINE), strict=True
             ):
                 stage = each.layers[self.names[name == "fine"]]
-                # Averaging commutes with a linear layer (published: the layer first), and
-                # leaves it fewer cells.
+                # Averaging commutes with a linear layer (published: the layer first), which
+                # then has fewer cells to compute.
                 cells = layer(F.adaptive_avg_pool2d(stage, side))
-                found[f"{name}{view}"] = cells.flatten(2)
-        return found
+                outputs[f"{name}{view}"] = cells.flatten(2)
+        return outputs
 
 
 @register("backbone", "amdim_ref")
 class AMDIMRefModel(AMDIMModel):
-    """The same with the encoder of the paper, whose maps have these sizes by themselves."""
+    """AMDIM with the paper's encoder, whose maps are 5 x 5 and 7 x 7 already."""
 
     uses = ("AmdimEncoder",)
     stages = (-2, -3)  # the last one is the embedding
 
-    def build(self, info: DataInfo) -> nn.Module:
-        """The paper's encoder."""
+    def build(self, info: DataInfo) -> ImageEncoder:
+        """Build the paper's encoder."""
         return AmdimEncoder(info.channels)
 
 
@@ -95,7 +93,7 @@ class AMDIMTask(PretextTask):
     """Three NCE losses, each in both directions: global to coarse, to fine, coarse to coarse.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         tclip: scores s are clipped softly to tclip * tanh(s / tclip).
     """
 
@@ -108,9 +106,9 @@ class AMDIMTask(PretextTask):
         self.tclip = tclip
 
     def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
-        """Choose the cell of each view that tells the other's cells, 'cell0' and 'cell1' [B].
+        """Draw the cell of each view that predicts the other's cells: 'cell0', 'cell1' [B].
 
-        Here, where evaluation draws the same in every round.
+        Drawn here, since `generator` makes evaluation repeatable.
         """
         idxs = batch.idxs
 

@@ -1,7 +1,7 @@
 """Barlow Twins (Zbontar et al., ICML 2021, arXiv 2103.03230): dimensions do not correlate.
 
-The correlation between the dimensions of one view and those of the other, over the batch, is
-to be the identity. Published: ResNet-50 on ImageNet, 1,000 epochs, 73.2 % linear accuracy.
+The cross-correlation matrix of the views' dimensions over the batch is driven to the identity.
+Published: ResNet-50 on ImageNet, 1,000 epochs, 73.2 % linear accuracy.
 """
 
 from selfstudy import distributed
@@ -15,7 +15,7 @@ from util.errors import UserError
 
 @register("backbone", "barlow")
 class BarlowModel(Siamese):
-    """An encoder and a wide projection, which is not scaled to the unit sphere."""
+    """An encoder and a wide projector, without L2 normalisation."""
 
     on_sphere = False
 
@@ -26,7 +26,7 @@ class BarlowTask(PretextTask):
     """Squared differences of the correlations from the identity.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         off_diagonal: weight of the correlations between different dimensions, lambda.
     """
 

@@ -1,7 +1,7 @@
 """BYOL (Grill et al., NeurIPS 2020, arXiv 2006.07733): predict the EMA teacher's projection.
 
-No negatives: a prediction of each view is to equal the copy's projection of the other. Batch
-norm in the MLPs keeps it from collapsing (and so do other means, arXiv 2010.10241).
+No negatives: a predictor maps each view's projection to the teacher's projection of the other
+view. Batch norm in the MLPs prevents collapse (as do other means, arXiv 2010.10241).
 """
 
 import torch
@@ -16,7 +16,7 @@ from selfstudy.types import Batch, Output
 
 @register("backbone", "byol")
 class BYOLModel(MomentumEncoder):
-    """An encoder, its momentum encoder, and a prediction (`predictor.layers = 2`)."""
+    """An encoder, its momentum encoder, and a predictor (`predictor.layers = 2`)."""
 
     symmetric = True
 

@@ -1,8 +1,8 @@
 """CMC (Tian, Krishnan, Isola, ECCV 2020, arXiv 1906.05849): lightness and colour match.
 
-One network sees the L of an image and another its a and b. Each one's feature is to be nearer
-to what the other made of the same image in the last round than to what it made of others: two
-memory banks keep that. Published (selfstudy, arXiv 2003.14323) with ResNet-9 on CIFAR-10: 400
+One network encodes the L channel of an image and another the a and b channels. InfoNCE between
+each one's feature and the other's features of the previous round, which two memory banks keep.
+Published (selfstudy, arXiv 2003.14323) with ResNet-9 on CIFAR-10: 400
 rounds, batches of 512.
 """
 
@@ -10,12 +10,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.losses.banks import bank_nce
 from selfstudy.losses.contrastive import info_nce
+from selfstudy.models.encoder import ImageEncoder
 from selfstudy.models.resnet import ResnetModel, init_resnet
 from selfstudy.registry import configurable, register
 from selfstudy.tasks.base import Metrics, PretextTask
@@ -23,8 +24,8 @@ from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
 
-class LabEncoder(nn.Module):
-    """Two networks, for L and for a and b, whose features are put side by side.
+class LabEncoder(ImageEncoder):
+    """Two networks, for L and for a and b, whose features are concatenated.
 
     Attributes:
         parts: D of the first network's embedding, and of the second's.
@@ -51,27 +52,30 @@ class LabEncoder(nn.Module):
 @register("backbone", "cmc")
 @configurable(denylist=["info", "run_selfsup"])
 class CMCModel(ResnetModel):
-    """Two networks (of half the width by `ResNet.is_half`), and a bank of the features of each.
+    """Two networks (of half the width by `ResNet.is_half`), and a memory bank for each.
 
-    A row of a bank is that of the image in the data file, so the banks have room for all
-    training rows. Both are in the snapshot and on the device: 8 * dataset_size * D bytes.
+    A bank is indexed by the image's row in the data file, so it has a row for every training
+    image. Both are in the snapshot and on the device: 8 * dataset_size * D bytes.
 
     Args:
-        info: what the data are.
-        run_selfsup: False when only the encoder is wanted.
+        info: description of the data set.
+        run_selfsup: False builds the encoder only.
         dataset_size: rows of a bank; None is up to the last training row of the data file, so
             that with few labels (`BaseDataset.semisupervised`) rows between the kept ones stay
             random: easy negatives, which lower the loss.
-        nce_k: K, negatives drawn from the bank for each image.
+        nce_k: K, negatives sampled from the bank for each image.
         nce_t: T.
-        nce_m: how much of a bank's row stays when its image was seen.
-        exclude_positive: an image is never among its own negatives; as published it may be.
+        nce_m: decay of a bank's row when its image was seen.
+        exclude_positive: never sample an image as its own negative; published: it may be.
 
     Raises:
-        UserError: the images are not LAB, or a number makes no sense.
+        UserError: the images are not LAB, or a number is out of range.
     """
 
     encoded_views = 1
+    encoder: LabEncoder
+    bank_l: Tensor
+    bank_ab: Tensor
 
     def __init__(
         self,
@@ -92,22 +96,22 @@ class CMCModel(ResnetModel):
         super().__init__(info, run_selfsup)
         self.nce_k, self.nce_t, self.nce_m = nce_k, nce_t, nce_m
         self.exclude_positive = exclude_positive
-        self.made: tuple[Tensor, ...] | None = None  # rows and features of this step
-        self.fits = False  # whether the rows were seen to fit the banks
+        self.new_rows: tuple[Tensor, ...] | None = None  # rows and features of this step
+        self.checked = False  # whether the rows were checked against the banks' size
         if run_selfsup:
             rows = max(1 + info.last_row, info.rows.get("train", 0))
             size = max(2, rows) if dataset_size is None else dataset_size
             for name, feats in zip(("l", "ab"), self.encoder.parts, strict=True):
-                most = 1 / math.sqrt(feats / 3)  # rows begin with a length of about 1
+                most = 1 / math.sqrt(feats / 3)  # initial rows have a length of about 1
                 rows = torch.empty(size, feats).uniform_(-most, most)
                 self.register_buffer(f"bank_{name}", rows)
 
-    def build(self, info: DataInfo) -> nn.Module:
-        """The two networks."""
+    def build(self, info: DataInfo) -> ImageEncoder:
+        """Build the two networks."""
         return LabEncoder()
 
     def negatives(self, rows: Tensor) -> Tensor:
-        """[B, K] rows of the banks, drawn alike and with replacement."""
+        """Bank rows [B, K], uniform with replacement."""
         count = len(self.bank_l) - self.exclude_positive
         drawn = distributed.draw_share(
             lambda n: torch.randint(count, (n, self.nce_k), device=rows.device), len(rows)
@@ -117,31 +121,31 @@ class CMCModel(ResnetModel):
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """The unit features 'l' and 'ab' [B, D], and the 'loss' (nats), both ways summed.
 
-        In training each feature finds the other one's bank row of its image among K others.
-        Validation and test images have no rows: there, without a draw, it finds the other
-        feature itself among all rows, weighed as if there were K of them.
+        In training the positive is the image's row in the other network's bank, against K rows.
+        Validation and test images have no rows: their positive is the other network's feature,
+        against all rows of the bank, weighted as if there were K.
         """
         split = feats[0].pooled.float().split(self.encoder.parts, 1)
         light, colour = (F.normalize(part) for part in split)
         pairs = (light, colour, self.bank_ab), (colour, light, self.bank_l)
         if self.training:
-            self._check_fits(batch.idxs)
-            self.made = batch.idxs, light.detach(), colour.detach()
+            self._check_rows(batch.idxs)
+            self.new_rows = batch.idxs, light.detach(), colour.detach()
             drawn = self.negatives(batch.idxs)
             ways = [bank_nce(own, bank, batch.idxs, drawn, self.nce_t)
                     for own, _, bank in pairs]  # fmt: skip
         else:
             margin = math.log(self.nce_k / len(self.bank_l))
-            found = [info_nce(own, other, self.nce_t, bank, log_margin=margin)
-                     for own, other, bank in pairs]  # fmt: skip
-            ways = [each.loss for each in found]
+            losses = [info_nce(own, other, self.nce_t, bank, log_margin=margin)
+                      for own, other, bank in pairs]  # fmt: skip
+            ways = [each.loss for each in losses]
         return {"l": light, "ab": colour, "loss": ways[0] + ways[1]}
 
-    def _check_fits(self, idxs: Tensor) -> None:
-        """Look once, at the first step: later on a device would have to be waited for."""
-        if self.fits or idxs.device.type == "meta":
+    def _check_rows(self, idxs: Tensor) -> None:
+        """Refuse rows beyond the banks; only at the first step, since it synchronises."""
+        if self.checked or idxs.device.type == "meta":
             return
-        self.fits, last = True, int(idxs.max())
+        self.checked, last = True, int(idxs.max())
         if last >= len(self.bank_l):
             raise UserError(
                 f"CMCModel.dataset_size: the banks have {len(self.bank_l)} rows and an image "
@@ -152,14 +156,14 @@ class CMCModel(ResnetModel):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Move the banks' rows of the images of this step towards their features."""
-        if self.made is None:
+        if self.new_rows is None:
             return
-        # All processes keep the same banks.
-        idxs, *parts = map(distributed.gather_detached, self.made)
+        # Gathered, so that all processes have the same banks.
+        idxs, *parts = map(distributed.gather_detached, self.new_rows)
         for bank, new in zip((self.bank_l, self.bank_ab), parts, strict=True):
             mixed = self.nce_m * bank[idxs] + (1 - self.nce_m) * new
             bank.index_copy_(0, idxs, F.normalize(mixed))
-        self.made = None
+        self.new_rows = None
 
 
 def _check(size: int | None, nce_k: int, nce_t: float, nce_m: float) -> None:
@@ -176,7 +180,7 @@ def _check(size: int | None, nce_k: int, nce_t: float, nce_m: float) -> None:
 @register("task")
 @configurable(denylist=["info"])
 class CMCTask(PretextTask):
-    """What `CMCModel` makes of its banks; they belong to the model, and so do K and T."""
+    """The loss that `CMCModel` computes with its banks, K and T."""
 
     backbone = "cmc"
 

@@ -1,9 +1,9 @@
 """DINO (Caron et al., ICCV 2021, arXiv 2104.14294): match the EMA teacher's distribution.
 
-Student and EMA teacher spread each image over many outputs by a softmax. The teacher's is
-centred, against one output taking all, and sharpened, against all being alike, and the student
-is to give the same for the other view. Two views; the paper's further small crops are left
-out. Published: ViT-S/16 on ImageNet, 300 epochs without small crops, 72.5 % linear accuracy.
+Student and EMA teacher end in a softmax over many outputs. The student learns the teacher's
+distribution of the other view, which is centred (against one dominant output) and sharpened
+(against the uniform distribution). Two views; the paper's multi-crop is not implemented.
+Published: ViT-S/16 on ImageNet, 300 epochs without small crops, 72.5 % linear accuracy.
 """
 
 import torch
@@ -20,13 +20,13 @@ from util.errors import UserError
 
 
 class Prototypes(nn.Linear):
-    """Products with unit vectors: a weight-normalised layer whose gains stay at 1."""
+    """Weight-normalised linear layer whose gains stay at 1: products with unit vectors."""
 
     def __init__(self, feats: int, outputs: int):
         super().__init__(feats, outputs, bias=False)
 
     def forward(self, rows: Tensor, frozen: bool = False) -> Tensor:
-        """[B, D] to [B, K]; without a gradient for the vectors when they are frozen."""
+        """[B, D] to [B, K]; `frozen` gives the weights no gradient."""
         weight = self.weight.detach() if frozen else self.weight
         return F.linear(rows, F.normalize(weight))
 
@@ -34,21 +34,23 @@ class Prototypes(nn.Linear):
 @register("backbone", "dino")
 @configurable(denylist=["info", "run_selfsup"])
 class DINOModel(MomentumEncoder):
-    """Student and teacher: encoder, projection with GELU to the unit sphere, last layer.
+    """Student and teacher: encoder, projector with GELU and L2 normalisation, last layer.
 
     Args:
-        info: what the data are.
-        run_selfsup: False when only the encoder is wanted.
+        info: description of the data set.
+        run_selfsup: False builds the encoder only.
         outputs: K.
-        frozen: for this share of the run the last layer stays as it was drawn (published: one
-            epoch of 100).
+        frozen: share of the run during which the last layer stays at its initial values
+            (published: one epoch of 100).
         temperature: of the teacher, after its warm-up.
         first_temperature: of the teacher, at the start.
         warmup: share of the run in which it changes linearly from one to the other.
-        centre_momentum: how much of the centre stays at each step.
+        centre_momentum: EMA decay of the centre per step.
     """
 
     symmetric = True
+    centre: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -65,30 +67,32 @@ class DINOModel(MomentumEncoder):
         _check(outputs, temperature, first_temperature, warmup, centre_momentum)
         self.temperatures, self.warmup = (first_temperature, temperature), warmup
         self.centre_momentum = centre_momentum
-        self.made: list[Tensor] = []  # the teacher's outputs of this step, for the centre
+        self.new_logits: list[Tensor] = []  # the teacher's logits of this step, for the centre
         if run_selfsup:
             self.scheduled = ScheduledFlags({"DINOModel.frozen": frozen})
             _initialise(self.projector)
             self.last = Prototypes(self.projector.out_feats, outputs)
-            self.followed = (*self.followed, "last")
-            self.momentum_encoder = self.copied()  # anew, with all of them
+            self.averaged = (*self.averaged, "last")
+            self.momentum_encoder = self.copy_online()  # again, with the last layer
             self.register_buffer("centre", torch.zeros(outputs))
-            self.register_buffer("temperature", torch.zeros(()).fill_(self._warmed(0.0)))
+            self.register_buffer(
+                "temperature", torch.zeros(()).fill_(self._scheduled_temperature(0.0))
+            )
 
-    def _warmed(self, progress: float) -> float:
+    def _scheduled_temperature(self, progress: float) -> float:
         """The teacher's temperature at `progress`."""
         first, last = self.temperatures
         return first + (last - first) * min(1.0, progress / self.warmup if self.warmup else 1)
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
-        """As `MomentumEncoder`; 'scores...' of queries, 'teacher...' of keys: logits [B, K].
+        """As `MomentumEncoder`; logits [B, K]: 'scores...' of queries, 'teacher...' of keys.
 
-        With them the teacher's 'centre' [K] and 'temperature' [] as they were before the batch.
+        Also the teacher's 'centre' [K] and 'temperature' [] before this batch.
         """
-        found = super().selfsup(feats, batch)
+        rows_by_name = super().selfsup(feats, batch)
         frozen, teacher = not self.scheduled.due["DINOModel.frozen"], self.momentum_encoder[2]
         scores = {}
-        for name, rows in found.items():
+        for name, rows in rows_by_name.items():
             kind, view = name[:-1], name[-1]
             if kind == "query":
                 scores[f"scores{view}"] = self.last(rows, frozen)
@@ -96,19 +100,21 @@ class DINOModel(MomentumEncoder):
                 with torch.no_grad():
                     scores[f"teacher{view}"] = teacher(rows)
         if self.training:
-            self.made = [item for name, item in scores.items() if name.startswith("teacher")]
-        return found | scores | {"centre": self.centre, "temperature": self.temperature}
+            self.new_logits = [
+                item for name, item in scores.items() if name.startswith("teacher")
+            ]
+        return rows_by_name | scores | {"centre": self.centre, "temperature": self.temperature}
 
     def after_step(self, progress: float) -> None:
-        """Let the teacher and its centre follow, and its temperature warm up."""
+        """Update the teacher, its centre and its temperature."""
         super().after_step(progress)
         self.scheduled.after_step(progress)
-        self.temperature.fill_(self._warmed(progress))
-        if self.made:
-            mean = torch.cat(self.made).to(self.centre.dtype).mean(0)
+        self.temperature.fill_(self._scheduled_temperature(progress))
+        if self.new_logits:
+            mean = torch.cat(self.new_logits).to(self.centre.dtype).mean(0)
             distributed.all_reduce_mean_([mean])
             self.centre.lerp_(mean, 1 - self.centre_momentum)
-        self.made = []
+        self.new_logits = []
 
 
 def _check(
@@ -125,7 +131,7 @@ def _check(
 
 
 def _initialise(head: nn.Sequential) -> None:
-    """GELU for ReLU, and small weights, as published."""
+    """Replace ReLU by GELU, and initialise with small weights, as published."""
     for index, module in enumerate(head):
         if isinstance(module, nn.ReLU):
             head[index] = nn.GELU()
@@ -140,7 +146,7 @@ class DINOTask(PretextTask):
     """Cross-entropy of the student's softmax to the teacher's of the other view.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         temperature: of the student; the teacher's is its model's (`DINOModel.temperature`).
     """
 
@@ -164,7 +170,7 @@ class DINOTask(PretextTask):
 
 
 def _paired(found: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Students and teachers of the same views, in the form of `clusters.dino`."""
+    """Logits of students and of teachers, in the order that `clusters.dino` takes."""
     if "scores1" in found:
         return ([found["scores0"], found["scores1"]], [found["teacher0"], found["teacher1"]])
     # Only the first view passes through the student: the teacher's own stands in for the other

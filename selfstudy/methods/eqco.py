@@ -1,4 +1,4 @@
-"""EqCo (Zhu et al., arXiv 2010.01929): few negatives weighed as if there were many.
+"""EqCo (Zhu et al., arXiv 2010.01929): InfoNCE with few negatives, weighted as many.
 
 InfoNCE with K negatives is the same as with alpha of them when each counts alpha / K times: the
 margin log(alpha / K) is added to their logits. So a small queue, or the batch alone, does what
@@ -23,7 +23,7 @@ class EqCoTask(MoCoTask):
     """MoCo's loss with the margin.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         alpha: how many negatives the loss is to mimic.
     """
 

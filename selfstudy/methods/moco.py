@@ -1,8 +1,8 @@
 """MoCo v1 and v2 (He et al., CVPR 2020, arXiv 1911.05722; Chen et al., arXiv 2003.04297).
 
-A query is to be nearer to the key of its other view than to a queue of earlier keys. Keys come
-from a copy of the network that lags behind. v2 adds the MLP as projection and stronger
-augmentation. Published: ResNet-50 on ImageNet, 200 epochs, 67.5 % linear accuracy (v2).
+InfoNCE between a query and the key of its other view, against a queue of earlier keys. A
+momentum encoder computes the keys. v2 adds the MLP projector and stronger augmentation.
+Published: ResNet-50 on ImageNet, 200 epochs, 67.5 % linear accuracy (v2).
 """
 
 from collections.abc import Callable
@@ -25,19 +25,22 @@ from util.errors import UserError
 @register("backbone", "moco")
 @configurable(denylist=["info", "run_selfsup"])
 class MoCoModel(MomentumEncoder):
-    """With a queue of the latest keys, on the device and in the snapshot.
+    """Momentum encoder with a queue of the latest keys, which snapshots contain.
 
     Args:
-        info: what the data are.
-        run_selfsup: False when only the encoder is wanted.
-        queue_size: K, keys that are kept; 0 keeps none (then `MoCoTask.in_batch` is needed).
+        info: description of the data set.
+        run_selfsup: False builds the encoder only.
+        queue_size: K, keys in the queue; 0 has no queue (`MoCoTask.in_batch` is needed then).
     """
+
+    queue: Tensor
+    place: Tensor
 
     def __init__(self, info: DataInfo, run_selfsup: bool, queue_size: int = 65536):
         super().__init__(info, run_selfsup)
         if queue_size < 0:
             raise UserError(f"MoCoModel.queue_size = {queue_size}: expected 0 or more")
-        self.made: list[Tensor] = []  # keys of this step, for the queue
+        self.new_keys: list[Tensor] = []  # keys of this step, for the queue
         if run_selfsup:
             rows = F.normalize(torch.randn(queue_size, self.projector.out_feats))
             self.register_buffer("queue", rows)
@@ -45,18 +48,18 @@ class MoCoModel(MomentumEncoder):
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """Queries and keys of `MomentumEncoder`, and the 'queue' [K, D] before them."""
-        found = super().selfsup(feats, batch)
+        outputs = super().selfsup(feats, batch)
         if self.training:
-            self.made = [rows for name, rows in found.items() if name.startswith("key")]
-        return found | {"queue": self.queue}
+            self.new_keys = [rows for name, rows in outputs.items() if name.startswith("key")]
+        return outputs | {"queue": self.queue}
 
     def after_step(self, progress: float) -> None:
-        """Let the copy follow, and the queue take the keys in, the oldest making room."""
+        """Update the teacher, and enqueue the keys of this step."""
         super().after_step(progress)
-        for rows in self.made if len(self.queue) else ():
-            # All processes keep the same queue.
+        for rows in self.new_keys if len(self.queue) else ():
+            # Gathered, so that all processes have the same queue.
             enqueue(self.queue, self.place, distributed.gather_detached(rows))
-        self.made = []
+        self.new_keys = []
 
 
 @register("task")
@@ -65,11 +68,11 @@ class MoCoTask(PretextTask):
     """A loss between queries, their keys, and negatives of the queue and of the batch.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         temperature: T.
-        loss: 'ce' is InfoNCE; 'bce' asks each pair by itself; 'ip' is 1 minus the cosine of
+        loss: 'ce' InfoNCE, 'bce' binary cross-entropy of each pair, 'ip' 1 minus the cosine of
             the pair (plus that of negatives).
-        in_batch: other images' keys are negatives, too.
+        in_batch: use other images' keys in the batch as negatives too.
         factor: multiplies the loss.
     """
 
@@ -94,7 +97,14 @@ class MoCoTask(PretextTask):
         t, batch = self.temperature, self.in_batch
         return {
             "ce": lambda q, k, queue, *all_keys: contrastive.info_nce(
-                q, k, t, queue, batch, *all_keys, self.log_margin(len(all_keys[0]), queue)
+                q,
+                k,
+                t,
+                queue,
+                batch,
+                all_keys[0],
+                all_keys[1],
+                self.log_margin(len(all_keys[0]), queue),
             ),
             "bce": lambda q, k, queue, *all_keys: contrastive.bce(
                 q, k, t, queue, batch, *all_keys
@@ -105,7 +115,7 @@ class MoCoTask(PretextTask):
         }
 
     def log_margin(self, batch: int, queue: Tensor | None) -> float:
-        """What negatives weigh, as a logarithm; 0 is once each."""
+        """Logarithm of the negatives' weight in the loss; 0 is a weight of 1."""
         return 0.0
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:

@@ -1,7 +1,7 @@
 """Rotation prediction (Gidaris, Singh, Komodakis, ICLR 2018, arXiv 1803.07728).
 
-Each image is turned by 0, 90, 180 or 270 degrees, and a linear layer on its feature says by
-which. Published with ResNet-9 on CIFAR-10: 100 rounds at a peak rate of 0.001.
+Each image is rotated by 0, 90, 180 or 270 degrees, and a linear layer on its embedding
+classifies the angle. Published with ResNet-9 on CIFAR-10: 100 rounds at a peak rate of 0.001.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ANGLES = 4
 
 @register("backbone", "rotate")
 class RotateModel(ResnetModel):
-    """A residual network with a linear layer that tells four angles apart."""
+    """An encoder with a linear classifier of four angles."""
 
     def __init__(self, info: DataInfo, run_selfsup: bool):
         super().__init__(info, run_selfsup)
@@ -40,9 +40,9 @@ class RotateModel(ResnetModel):
 class RotateTask(PretextTask):
     """Cross-entropy over the angle.
 
-    Dense targets turn with the images. A pose does not: of an upright object that is turned
-    by 90 degrees in the picture one cannot say what its pose class would be, since poses are
-    told apart in the world's axes. So the pose probes learn from unturned images only.
+    Dense targets are rotated with the images. Poses are not: their classes are defined in the
+    world's axes, so an object rotated in the image plane has none. The pose probes therefore
+    learn from unrotated images only.
     """
 
     backbone = "rotate"

@@ -1,7 +1,7 @@
-"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709): two views of an image find each other.
+"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709): contrast two views within the batch.
 
-Both views pass through the same encoder and projection, and each is to be nearer to the other
-than to all other views in the batch.
+Both views pass through the same encoder and projector; NT-Xent classifies each one's other view
+among all views in the batch.
 """
 
 from selfstudy import distributed
@@ -15,7 +15,7 @@ from util.errors import UserError
 
 @register("backbone", "simclr")
 class SimCLRModel(Siamese):
-    """An encoder and a projection, used for both views."""
+    """An encoder and a projector, shared by both views."""
 
 
 @register("task")
@@ -24,11 +24,11 @@ class SimCLRTask(PretextTask):
     """NT-Xent.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         temperature: T.
         same_view_negatives: each view has 2 B - 1 candidates, as published; otherwise only
-            those of the other view, B (the contrastive family's form).
-        factor: multiplies the loss; with 2 the directions are added, as in the family.
+            those of the other view, B (as in untitled-ai/self_supervised).
+        factor: multiplies the loss; 2 adds the directions, as that code does.
     """
 
     backbone = "simclr"

@@ -1,9 +1,8 @@
 """SimSiam (Chen, He, CVPR 2021, arXiv 2011.10566): BYOL without the momentum encoder.
 
-A prediction of each view is to equal the projection of the other, through which no gradient
-flows: that alone keeps it from collapsing. Published: ResNet-50 on ImageNet, 100 epochs,
-68.1 % linear accuracy, the prediction at a constant learning rate (here all parameters have the
-schedule's).
+A predictor maps each view's projection to the other's, which has a stop-gradient: that prevents
+collapse. Published: ResNet-50 on ImageNet, 100 epochs, 68.1 % linear accuracy, the predictor at
+a constant learning rate (here all parameters follow the schedule).
 """
 
 from torch import Tensor
@@ -18,16 +17,19 @@ from selfstudy.types import Batch, Features, Output
 
 @register("backbone", "simsiam")
 class SimSiamModel(Siamese):
-    """An encoder, a projection and a prediction (`predictor.layers = 2`)."""
+    """An encoder, a projector and a predictor (`predictor.layers = 2`)."""
 
-    on_sphere = False  # the cosine sees to that
+    on_sphere = False  # the loss is a cosine, which normalises
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """Of each view the prediction, 'query0' and 'query1', and the projection, 'key...'."""
         check_views(batch)
         keys = [self.projector(each.pooled) for each in feats]
-        found = {f"query{view}": self.placed(self.predictor(z)) for view, z in enumerate(keys)}
-        return found | {f"key{view}": self.placed(z).detach() for view, z in enumerate(keys)}
+        queries = [self.normalise(self.predictor(z)) for z in keys]
+        outputs = {f"query{view}": rows for view, rows in enumerate(queries)}
+        return outputs | {
+            f"key{view}": self.normalise(z).detach() for view, z in enumerate(keys)
+        }
 
 
 @register("task")

@@ -18,7 +18,7 @@ from util.errors import UserError
 
 @register("backbone", "supcon")
 class SupConModel(Siamese):
-    """An encoder and a projection, used for both views."""
+    """An encoder and a projector, shared by both views."""
 
 
 @register("task")
@@ -27,7 +27,7 @@ class SupConTask(PretextTask):
     """L_out over both views of the batch; an image without a label is a class of its own.
 
     Args:
-        info: what the data are, classes among them.
+        info: description of the data set, which must have classes.
         temperature: T.
 
     Raises:
@@ -61,6 +61,6 @@ class SupConTask(PretextTask):
 
 
 def separated(labels: Tensor) -> Tensor:
-    """Labels [B] with a number of its own below `IGNORED` for each that is `IGNORED`."""
+    """Labels [B], each `IGNORED` one replaced by a distinct number below `IGNORED`."""
     own = IGNORED - 1 - torch.arange(len(labels), device=labels.device)
     return torch.where(labels == IGNORED, own, labels)

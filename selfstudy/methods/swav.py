@@ -1,9 +1,8 @@
-"""SwAV (Caron et al., NeurIPS 2020, arXiv 2006.09882): views that swap their clusters.
+"""SwAV (Caron et al., NeurIPS 2020, arXiv 2006.09882): swapped cluster assignments.
 
-Each view's features are assigned to prototypes so that a batch uses all of them alike, and
-each view is to foretell the assignment of the other. Two views; the paper's further small crops
-are left out. Published: ResNet-50 on ImageNet, 400 epochs without small crops, 70.1 % linear
-accuracy.
+Each view's features are assigned to prototypes, balanced over the batch, and each view predicts
+the assignment of the other. Two views; the paper's multi-crop is not implemented.
+Published: ResNet-50 on ImageNet, 400 epochs without small crops, 70.1 % linear accuracy.
 """
 
 import torch
@@ -24,18 +23,21 @@ VIEWS = 2
 @register("backbone", "swav")
 @configurable(denylist=["info", "run_selfsup"])
 class SwAVModel(Siamese):
-    """An encoder, a projection, and prototypes: unit vectors that are learnt.
+    """An encoder, a projector, and prototypes: learned unit vectors.
 
     Args:
-        info: what the data are.
-        run_selfsup: False when only the encoder is wanted.
+        info: description of the data set.
+        run_selfsup: False builds the encoder only.
         prototypes: K.
-        frozen: for this share of the run prototypes stay as they were drawn (published: the
-            first of 800 epochs).
+        frozen: share of the run during which prototypes stay at their initial values
+            (published: the first of 800 epochs).
         queue_size: latest features of each view that are assigned together with a batch too
             small to use all prototypes; 0 keeps none (published: 3,840 for batches of 256).
         queue_start: share of the run from which on they take part (published: 15 epochs).
     """
+
+    queue: Tensor
+    place: Tensor
 
     def __init__(
         self,
@@ -52,10 +54,11 @@ class SwAVModel(Siamese):
                 f"SwAVModel.prototypes = {prototypes}, queue_size = {queue_size}: expected 2 "
                 "or more prototypes, and 0 or more rows"
             )
-        self.made: list[Tensor] = []  # features of this step, for the queue
+        self.new_rows: list[Tensor] = []  # features of this step, for the queue
         if run_selfsup:
-            self.scheduled = ScheduledFlags({"SwAVModel.frozen": frozen,
-                                "SwAVModel.queue_start": queue_start})  # fmt: skip
+            self.scheduled = ScheduledFlags(
+                {"SwAVModel.frozen": frozen, "SwAVModel.queue_start": queue_start}
+            )
             dims = self.projector.out_feats
             self.prototypes = nn.Linear(dims, prototypes, bias=False)
             self._to_sphere()
@@ -70,29 +73,29 @@ class SwAVModel(Siamese):
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """'query...' and their products with prototypes, 'scores...' [B, K], of each view.
 
-        Once the queue takes part its products [Q, K] come as 'queued...', without gradient.
+        Once the queue is in use also its products [Q, K], 'queued...', without gradient.
         """
-        found = super().selfsup(feats, batch)
+        outputs = super().selfsup(feats, batch)
         weight = self.prototypes.weight
         if not self.scheduled.due["SwAVModel.frozen"]:
             weight = weight.detach()  # no gradient at all, so no optimizer moves it
-        rows = list(found.values())
-        found |= {f"scores{view}": F.linear(z, weight) for view, z in enumerate(rows)}
+        rows = list(outputs.values())
+        outputs |= {f"scores{view}": F.linear(z, weight) for view, z in enumerate(rows)}
         if len(self.queue[0]):
-            self.made = [z.detach() for z in rows] if self.training else []
+            self.new_rows = [z.detach() for z in rows] if self.training else []
             if self.scheduled.due["SwAVModel.queue_start"]:
-                found |= {f"queued{view}": F.linear(self.queue[view], weight.detach())
-                          for view in range(VIEWS)}  # fmt: skip
-        return found
+                outputs |= {f"queued{view}": F.linear(self.queue[view], weight.detach())
+                            for view in range(VIEWS)}  # fmt: skip
+        return outputs
 
     def after_step(self, progress: float) -> None:
-        """Scale prototypes to length 1, and let the queue take the features in."""
+        """Normalise the prototypes, and enqueue the features of this step."""
         self.scheduled.after_step(progress)
         self._to_sphere()
-        if self.made:
-            made = [distributed.gather_detached(rows) for rows in self.made]
-            enqueue(self.queue, self.place, torch.stack(made))
-        self.made = []
+        if self.new_rows:
+            gathered = [distributed.gather_detached(rows) for rows in self.new_rows]
+            enqueue(self.queue, self.place, torch.stack(gathered))
+        self.new_rows = []
 
 
 @register("task")
@@ -101,7 +104,7 @@ class SwAVTask(PretextTask):
     """Cross-entropy of each view's softmax to the other's assignment.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         temperature: of the softmax, T.
         epsilon: smoothness of the assignments.
         iterations: of the Sinkhorn algorithm that makes them.

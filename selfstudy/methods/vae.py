@@ -1,7 +1,7 @@
 """A variational autoencoder (Kingma, Welling, ICLR 2014, arXiv 1312.6114), and inpainting.
 
-The embedding gives the mean and variance of a code, from which a decoder draws the image. With
-`VAEModel.inpainting` the encoder sees an image with a hole, and the decoder draws it whole.
+Two linear layers map the embedding to the mean and log-variance of a code, from which a decoder
+reconstructs the image. With `VAEModel.inpainting` the encoder's input is partly erased.
 Published (selfstudy, arXiv 2003.14323) with ResNet-9 on CIFAR-10: 400 rounds.
 """
 
@@ -25,7 +25,7 @@ HOLES = ResizedCrop((0.02, 0.33), 1 / 0.3)
 ERASED = 0.5  # share of the images
 
 
-def erased(images: Tensor) -> Tensor:
+def erase_boxes(images: Tensor) -> Tensor:
     """Images [B, C, H, W], half of them with a box of normal noise (arXiv 1708.04896)."""
     count, *shape = images.shape
     height, width = shape[1:]
@@ -45,7 +45,7 @@ def erased(images: Tensor) -> Tensor:
 
 
 def decoder(feats: int, channels: int, res: int, width: float) -> nn.Sequential:
-    """Codes [B, D, 1, 1] to images [B, C, res, res], by maps of 4, 8, 16, ... cells a side."""
+    """Build the decoder: codes [B, D, 1, 1] to images [B, C, res, res], upsampling by 2."""
     layers: list[nn.Module] = []
     before, side = feats, 2
     while side < res:
@@ -65,16 +65,16 @@ def decoder(feats: int, channels: int, res: int, width: float) -> nn.Sequential:
 class VAEModel(ResnetModel):
     """An encoder, two linear layers for the code's distribution, and a decoder.
 
-    Codes are drawn, and images erased, in training only: evaluation is of the mean code of the
+    Codes are sampled, and images erased, in training only; evaluation uses the mean code of the
     whole image.
 
     Args:
-        info: what the data are.
-        run_selfsup: False when only the encoder is wanted.
-        output_res: pixels on a side of what the decoder draws, a power of two; None is that of
-            the images, or the next power of two below.
-        inpainting: the encoder sees images half of which have a box of noise.
-        do_reparameterize: draw the code from its distribution; otherwise it is the mean.
+        info: description of the data set.
+        run_selfsup: False builds the encoder only.
+        output_res: side of the reconstruction in pixels, a power of two; None is the images'
+            side, rounded down to a power of two.
+        inpainting: replace a box by noise in half of the encoder's input images.
+        do_reparameterize: sample the code from its distribution; otherwise use the mean.
         width: factor on the decoder's channels (256, 256, 256, 128, 64 from 4 to 64 pixels).
     """
 
@@ -106,10 +106,12 @@ class VAEModel(ResnetModel):
 
     def encode(self, images: Tensor) -> Features:
         """Features of [B, C, H, W] images; in training of the erased ones when inpainting."""
-        return super().encode(erased(images) if self.inpainting and self.training else images)
+        return super().encode(
+            erase_boxes(images) if self.inpainting and self.training else images
+        )
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
-        """What is drawn and what it should be, and the code's distribution.
+        """Reconstructions and their targets, and the code's distribution.
 
         Returns:
             'drawn' and 'truth' [B, C, res, res], the latter resized by nearest neighbour;
@@ -143,10 +145,10 @@ def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 @register("task")
 @configurable(denylist=["info"])
 class VAETask(PretextTask):
-    """Mean squared error of what is drawn, plus the weighted divergence of the code.
+    """Mean squared error of the reconstruction, plus the weighted KL divergence of the code.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         lmd: weight of the divergence (nats) beside the error, a mean over values.
         kl_sum_over_batch: sum the divergence over the images of a batch, as published, so that
             the weight grows with the batch; otherwise it is their mean. L with the sum over

@@ -16,7 +16,7 @@ from util.errors import UserError
 
 @register("backbone", "vicreg")
 class VICRegModel(Siamese):
-    """An encoder and a projection, which is not scaled to the unit sphere."""
+    """An encoder and a wide projector, without L2 normalisation."""
 
     on_sphere = False
 
@@ -27,13 +27,13 @@ class VICRegTask(PretextTask):
     """The weighted sum of the three terms, see `redundancy.vicreg`.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         invariance: weight of the mean squared distance of the views.
-        variance: weight of what the standard deviations lack to 1.
+        variance: weight of the hinge loss on standard deviations below 1.
         covariance: weight of the squared covariances.
         eps: in the root of the variance.
         halve_variance: the variance term is halved, as in the paper's published code; its
-            equation and the contrastive family have no half.
+            equation and untitled-ai/self_supervised have no half.
     """
 
     backbone = "vicreg"

@@ -1,4 +1,4 @@
-"""Projection and prediction MLPs, and the normalisations that they may have."""
+"""Projector and predictor MLPs, and their normalisation layers."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -12,14 +12,14 @@ from selfstudy.registry import configurable
 from util.errors import UserError, nearest
 
 Norm = Literal["bn", "ln", "gn", "br"]
-GROUPS = 32  # of 'gn'
+GROUPS = 32  # of the norm 'gn'
 
 
-def standardised(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """Weights with mean 0 and standard deviation 1 for each output (arXiv 1903.10520, eq. 8).
+def standardise(weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """Scale each output's weights to mean 0 and standard deviation 1 (arXiv 1903.10520, eq. 8).
 
     Args:
-        weight: [outputs, ...], at least two numbers each.
+        weight: [outputs, ...], at least two weights per output.
         eps: added to the (biased) standard deviation.
     """
     rows = weight.flatten(1)
@@ -28,42 +28,45 @@ def standardised(weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 class StandardisedLinear(nn.Linear):
-    """A linear layer whose weights are `standardised` before each use."""
+    """Linear layer with weight standardisation."""
 
     def forward(self, feats: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        return F.linear(feats, standardised(self.weight), self.bias)
+        return F.linear(feats, standardise(self.weight), self.bias)
 
 
 class StandardisedConv2d(nn.Conv2d):
-    """A convolution whose weights are `standardised` before each use."""
+    """Convolution with weight standardisation."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', H', W']."""
-        return self._conv_forward(images, standardised(self.weight), self.bias)
+        return self._conv_forward(images, standardise(self.weight), self.bias)
 
 
 class BatchRenorm(nn.Module):
     """Batch renormalisation (Ioffe, arXiv 1702.03275, algorithm 1) of [B, C].
 
-    Batch norm whose output is corrected towards what the running statistics would give: times
-    r and plus d, which carry no gradient and are clipped to [1 / r_max, r_max] and
-    [-d_max, d_max]. The bounds open with the number n of training steps seen,
-    r_max = 25/35 + 2n/35000 within [1, 3] and d_max = -25/20 + 5n/20000 within [0, 5], so that
-    the first 5,000 steps are plain batch norm. What runs is the standard deviation, not the
-    variance, and it runs biased.
+    Batch norm whose output is corrected towards the one by running statistics: multiplied by r,
+    then d added, both without gradient and clipped to [1 / r_max, r_max] and [-d_max, d_max].
+    The bounds grow with the number n of training steps: r_max = 25/35 + 2n/35000 within [1, 3]
+    and d_max = -25/20 + 5n/20000 within [0, 5], so that the first 5,000 steps are plain batch
+    norm. The running statistics are the mean and the biased standard deviation (batch norm
+    keeps the unbiased variance).
 
     Args:
         feats: C.
         eps: added to the variance.
-        momentum: share of the batch in the running statistics.
-        affine: with a learned scale and shift.
+        momentum: weight of the batch in the running statistics.
+        affine: with learned scale and shift.
 
     Attributes:
-        synchronised: normalise over the minibatches of all processes.
+        synchronised: compute statistics over the minibatches of all processes.
     """
 
     synchronised = False
+    running_mean: Tensor
+    running_std: Tensor
+    steps: Tensor
 
     def __init__(
         self,
@@ -81,17 +84,18 @@ class BatchRenorm(nn.Module):
         self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, feats: Tensor) -> Tensor:
-        """[B, C] to [B, C] of the same dtype; in training the statistics move on."""
+        """[B, C] to [B, C] of the same dtype; in training mode updates the statistics."""
         wide = feats.float() if feats.dtype in (torch.float16, torch.bfloat16) else feats
         if self.training:
-            wide = self._renormalised(wide)
+            wide = self._renormalise(wide)
         else:
             wide = (wide - self.running_mean) / self.running_std
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             wide = wide * self.weight + self.bias
         return wide.to(feats.dtype)
 
-    def _renormalised(self, feats: Tensor) -> Tensor:
+    def _renormalise(self, feats: Tensor) -> Tensor:
+        """The training mode's [B, C] to [B, C], without scale and shift."""
         variance, mean = torch.var_mean(feats, 0, correction=0)
         if self.synchronised:
             mean, variance = distributed.pool_moments(mean, variance)
@@ -106,13 +110,13 @@ class BatchRenorm(nn.Module):
         return (feats - mean) / std * r + d
 
     def _bounds(self) -> tuple[Tensor, Tensor]:
-        """r_max and d_max at this step; on the device, since the step is known only there."""
+        """r_max and d_max at this step, on the device: reading the step would synchronise."""
         n = self.steps
         return (n * (2 / 35000) + 25 / 35).clamp(1, 3), (n * (5 / 20000) - 25 / 20).clamp(0, 5)
 
 
 def _group_norm(feats: int, affine: bool) -> nn.Module:
-    if feats % GROUPS or feats == GROUPS:  # a group of one feature is always zero
+    if feats % GROUPS or feats == GROUPS:  # groups of one feature would be all zeros
         raise UserError(
             f"norm = 'gn' has {GROUPS} groups and an MLP's layer has {feats} features: take "
             f"{2 * GROUPS}, {3 * GROUPS} or another multiple of {GROUPS}"
@@ -129,7 +133,7 @@ _NORMS: dict[str, Callable[[int, bool], nn.Module]] = {
 
 
 def _norm(norm: str | None, feats: int, affine: bool = True) -> list[nn.Module]:
-    """The layer in a list, which is empty for None."""
+    """A list of the norm layer, empty for None."""
     if norm is None:
         return []
     if norm not in _NORMS:
@@ -138,11 +142,11 @@ def _norm(norm: str | None, feats: int, affine: bool = True) -> list[nn.Module]:
 
 
 class Mlp(nn.Sequential):
-    """An MLP of `mlp`.
+    """An MLP, made by `mlp`.
 
     Attributes:
-        out_feats: features that come out.
-        norm: the norm of the hidden layers.
+        out_feats: output width.
+        norm: the hidden layers' norm.
     """
 
     out_feats: int
@@ -158,20 +162,21 @@ def mlp(
     weight_standardisation: bool = False,
     last_norm: bool = False,
 ) -> Mlp:
-    """Hidden layers of linear, norm and ReLU, then a plain linear one.
+    """Build hidden layers of linear, norm and ReLU, then a linear layer.
 
     Args:
-        feats_in: features that come in.
-        hidden: features of the hidden layers.
-        out: features of the last layer.
-        layers: linear layers; 1 has no hidden one, and 0 is the identity, whatever `out` is.
+        feats_in: input width.
+        hidden: width of the hidden layers.
+        out: output width.
+        layers: number of linear layers; 1 has no hidden layer, 0 is the identity (`out` is
+            ignored).
         norm: 'bn' batch norm, 'ln' layer norm, 'gn' group norm in 32 groups, 'br' batch
             renormalisation, or None.
         weight_standardisation: make all linear layers `StandardisedLinear`.
-        last_norm: `norm` without scale and shift after the last layer too, as SimSiam has it.
+        last_norm: append `norm` without scale and shift to the last layer, as SimSiam does.
 
     Raises:
-        UserError: `layers` is negative, a norm unknown, or 'gn' does not divide the features.
+        UserError: `layers` is negative, `norm` unknown, or 32 does not divide widths for 'gn'.
     """
     if layers < 0:
         raise UserError(f"layers = {layers}: an MLP has 0 linear layers (the identity) or more")
@@ -185,7 +190,7 @@ def mlp(
         parts.append(linear(feats, out))
         feats = out
         parts += _norm(norm, out, affine=False) if last_norm else []
-    head = Mlp(*parts)  # without a constructor of its own, so that it can be sliced
+    head = Mlp(*parts)  # attributes are set here: slicing calls the constructor of Sequential
     head.out_feats, head.norm = feats, norm
     return head
 
@@ -200,16 +205,16 @@ def projector(
     weight_standardisation: bool = False,
     last_norm: bool = False,
 ) -> Mlp:
-    """The MLP between the encoder's feature and the loss.
+    """Projector MLP between the encoder and the loss (SimCLR's g).
 
     Args:
-        feats_in: features of the encoder.
-        layers: linear layers; 0 is the identity.
-        hidden: features of the hidden layers.
-        out: features that the loss sees.
+        feats_in: width of the embedding.
+        layers: number of linear layers; 0 is the identity.
+        hidden: width of the hidden layers.
+        out: output width, the loss's D.
         norm: of the hidden layers: 'bn', 'ln', 'gn', 'br' or None, see `mlp`.
-        weight_standardisation: standardise the weights of its linear layers.
-        last_norm: `norm` without scale and shift after the last layer too.
+        weight_standardisation: standardise the weights of the linear layers.
+        last_norm: append `norm` without scale and shift to the last layer.
     """
     return mlp(feats_in, hidden, out, layers, norm, weight_standardisation, last_norm)
 
@@ -223,15 +228,15 @@ def predictor(
     norm: Literal["same", "bn", "ln", "gn", "br"] | None = "same",
     weight_standardisation: bool = False,
 ) -> Mlp:
-    """The MLP that foretells the other view's projection: as many features out as in.
+    """Predictor MLP (BYOL's q); output width = input width.
 
     Args:
-        feats: features of the projection.
-        same: the norm of the projection, `projection(...).norm`.
-        layers: linear layers; 0 is the identity.
-        hidden: features of the hidden layers.
-        norm: of the hidden layers, see `mlp`; 'same' is that of the projection.
-        weight_standardisation: standardise the weights of its linear layers.
+        feats: width of the projections.
+        same: the projector's norm, `projector(...).norm`.
+        layers: number of linear layers; 0 is the identity.
+        hidden: width of the hidden layers.
+        norm: of the hidden layers, see `mlp`; 'same' is the projector's.
+        weight_standardisation: standardise the weights of the linear layers.
     """
     chosen = same if norm == "same" else norm
     return mlp(feats, hidden, feats, layers, chosen, weight_standardisation)

@@ -1,12 +1,13 @@
 """The stages of deep residual networks, built from torchvision's blocks.
 
-He et al., arXiv 1512.03385; ResNeXt, arXiv 1611.05431; wide, arXiv 1605.07146. 'ws_' stands for
-standardised weights with group norm (Qiao et al., arXiv 1903.10520).
+He et al., arXiv 1512.03385; ResNeXt, arXiv 1611.05431; wide, arXiv 1605.07146. The prefix 'ws_'
+means weight standardisation with group norm (Qiao et al., arXiv 1903.10520).
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -25,32 +26,34 @@ DEEP = {
     "wide_resnet50_2": (True, (3, 4, 6, 3), 1, 128),
     "wide_resnet101_2": (True, (3, 4, 23, 3), 1, 128),
 }
-STANDARDISED = "ws_"  # before the name of one of these
+STANDARDISED = "ws_"  # prefix of such a name: standardised weights
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm of 32 groups, of fewer where these would have less than two channels each."""
+    """Group norm with 32 groups, or fewer so that each has at least two channels."""
     return nn.GroupNorm(max(1, min(math.gcd(32, channels), channels // 2)), channels)
 
 
-def _standardised(layers: nn.Module) -> None:
-    """Put weight-standardised convolutions in the places of plain ones."""
+def _standardise_convolutions(layers: nn.Module) -> None:
+    """Replace every convolution by a weight-standardised one of the same shape."""
     for parent in list(layers.modules()):
         for name, conv in parent.named_children():
             if type(conv) is nn.Conv2d:
                 same = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride,
                         conv.padding, conv.dilation, conv.groups)  # fmt: skip
-                setattr(parent, name, StandardisedConv2d(*same, bias=False))
+                # torch annotates the sizes it keeps as tuples of any length
+                replacement = StandardisedConv2d(*same, bias=False)  # pyright: ignore[reportArgumentType]
+                setattr(parent, name, replacement)
 
 
 def _stem(
     channels_in: int, channels: int, norm: Callable, pool: bool, small_padding: int | None
 ) -> nn.Sequential:
-    """What comes before the blocks; with a `small_padding` the form for small pictures."""
+    """Layers before the blocks; with `small_padding` the stem for small images."""
     small = small_padding is not None
-    conv = (3, 1, small_padding) if small else (7, 2, 3)  # size, stride, padding
+    kernel, stride, padding = (3, 1, small_padding) if small else (7, 2, 3)
     stem: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(channels_in, channels, *conv, bias=False)),
+        ("conv1", nn.Conv2d(channels_in, channels, kernel, stride, padding, bias=False)),
         ("bn1", norm(channels)),
         ("relu", nn.ReLU(inplace=True)),
     ]
@@ -67,26 +70,32 @@ def deep_stages(
     dilate: list[bool],
     small_padding: int | None,
 ) -> tuple[dict[str, nn.Module], int]:
-    """The stages of a deep network and its output channels.
+    """Stages of a deep network by name, and its output channels.
 
     Args:
         choice: a name of `DEEP`, or one with `STANDARDISED` before it.
         channels_in: C of the images.
-        width: factor on all widths.
+        width: factor on all channels.
         pool: max pooling in the stem.
-        dilate: for each of the last three stages, dilation in the place of its stride.
-        small_padding: padding of a 3x3 stem of stride 1; None has the 7x7 one of stride 2.
+        dilate: for each of the last three stages, replace its stride by dilation.
+        small_padding: padding of a 3x3 stem of stride 1; None is the 7x7 stem of stride 2.
 
     Raises:
-        UserError: so narrow that a group has no channels.
+        UserError: `width` is so small that a group has no channels.
     """
     from torchvision.models.resnet import BasicBlock, Bottleneck  # 2 s to import: only here
 
     standardised = choice.startswith(STANDARDISED)
     norm = _group_norm if standardised else nn.BatchNorm2d
     bottleneck, depths, groups, per_group = DEEP[choice.removeprefix(STANDARDISED)]
-    block = Bottleneck if bottleneck else BasicBlock
-    channels = round(64 * width)
+    make_block = partial(
+        Bottleneck if bottleneck else BasicBlock,
+        groups=groups,
+        base_width=per_group,
+        norm_layer=norm,
+    )
+    expansion = (Bottleneck if bottleneck else BasicBlock).expansion
+    channels = planes = round(64 * width)
     if channels * per_group < 64:  # the blocks would have no channels inside
         raise UserError(
             f"ResNet.width: {choice} needs at least {1 / per_group:g}, not {width:g}"
@@ -95,28 +104,32 @@ def deep_stages(
         "conv": _stem(channels_in, channels, norm, pool, small_padding)
     }
     dilation = 1
-    for index, depth in enumerate(depths):
-        planes, stride = round(64 * width) * 2**index, 1 if index == 0 else 2
-        before = dilation
-        if index and dilate[index - 1]:
+    for number, (depth, dilated) in enumerate(zip(depths, [False, *dilate], strict=True), 1):
+        stride = 1 if number == 1 else 2
+        previous = dilation
+        if dilated:
             dilation, stride = dilation * stride, 1
-        blocks = []
-        for number in range(depth):
-            first, out = number == 0, planes * block.expansion
-            reshape = None
-            if first and (stride != 1 or channels != out):
-                reshape = nn.Sequential(
-                    nn.Conv2d(channels, out, 1, stride, bias=False), norm(out)
-                )
-            blocks.append(
-                block(channels, planes, stride if first else 1, reshape, groups, per_group,
-                      before if first else dilation, norm)
-            )  # fmt: skip
-            channels = out
-        layers[f"block{index + 1}"] = nn.Sequential(*blocks)
+        out = planes * expansion
+        shortcut = _shortcut(channels, out, stride, norm)
+        blocks = [make_block(channels, planes, stride, shortcut, dilation=previous)]
+        blocks += [make_block(out, planes, dilation=dilation) for _ in range(depth - 1)]
+        layers[f"block{number}"] = nn.Sequential(*blocks)
+        channels, planes = out, 2 * planes
+    _initialise(nn.ModuleList(layers.values()), standardised)
+    return layers, channels
+
+
+def _shortcut(channels: int, out: int, stride: int, norm: Callable) -> nn.Module | None:
+    """The 1x1 convolution of a stage's first skip connection; None where shapes agree."""
+    if stride == 1 and channels == out:
+        return None
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), norm(out))
+
+
+def _initialise(layers: nn.Module, standardised: bool) -> None:
+    """Draw the convolutions' weights (He initialisation), standardised ones put in before."""
     if standardised:
-        _standardised(nn.ModuleList(layers.values()))
-    for module in nn.ModuleList(layers.values()).modules():
+        _standardise_convolutions(layers)
+    for module in layers.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return layers, channels

@@ -1,4 +1,4 @@
-"""Shared by methods with two views of each image: projector, predictor, momentum encoder."""
+"""Base models of methods with two views: projector, predictor, momentum encoder, queue."""
 
 import copy
 import math
@@ -17,20 +17,21 @@ from util.errors import UserError
 
 @configurable(denylist=["info", "run_selfsup"])
 class Siamese(ResnetModel):
-    """An encoder with a projection and, where it has layers, a prediction.
+    """Encoder, projector and predictor, shared by both views.
 
     Args:
-        info: what the data are.
-        run_selfsup: False when only the encoder is wanted.
-        unit_sphere: scale projections to length 1; None is the method's own way.
+        info: description of the data set.
+        run_selfsup: False builds the encoder only.
+        unit_sphere: L2-normalise the rows that the loss compares; None is the method's default.
 
     Attributes:
-        projection: MLP from the embedding to what the loss compares.
-        prediction: MLP that foretells a projection; the identity unless `predictor.layers`.
+        projector: MLP from embeddings to projections.
+        predictor: MLP from projections to predictions of the other view's projection; the
+            identity if `predictor.layers` is 0.
     """
 
     uses = ("init_resnet", "projector", "predictor")
-    on_sphere = True  # the method's own way
+    on_sphere = True  # the method's default of `unit_sphere`
 
     def __init__(self, info: DataInfo, run_selfsup: bool, unit_sphere: bool | None = None):
         super().__init__(info, run_selfsup)
@@ -39,25 +40,25 @@ class Siamese(ResnetModel):
             self.projector = projector(self.out_feats)
             self.predictor = predictor(self.projector.out_feats, self.projector.norm)
 
-    def placed(self, rows: Tensor) -> Tensor:
-        """[B, D] on the unit sphere, where the method wants that."""
+    def normalise(self, rows: Tensor) -> Tensor:
+        """L2-normalised rows [B, D] if `unit_sphere`, else the rows."""
         return F.normalize(rows.float()) if self.unit_sphere else rows
 
     def queries(self, feats: tuple[Features, ...]) -> list[Tensor]:
-        """Projected and predicted features [B, D] of each view."""
-        return [self.placed(self.predictor(self.projector(each.pooled))) for each in feats]
+        """Predictions [B, D] of each view."""
+        return [self.normalise(self.predictor(self.projector(each.pooled))) for each in feats]
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
-        """'query0' and 'query1': [B, D] of each view."""
+        """'query0' and 'query1': predictions [B, D] of each view."""
         check_views(batch)
         return {f"query{index}": rows for index, rows in enumerate(self.queries(feats))}
 
 
 def check_views(batch: Batch) -> None:
-    """Refuse a batch without a second view.
+    """Refuse a batch with a single view.
 
     Raises:
-        UserError: it has one view.
+        UserError: the batch has one view.
     """
     if len(batch.views) < 2:
         raise UserError(
@@ -67,29 +68,32 @@ def check_views(batch: Batch) -> None:
 
 @configurable(denylist=["info", "run_selfsup"])
 class MomentumEncoder(Siamese):
-    """With a copy of encoder and projection that follows slowly and makes the keys.
+    """Siamese model with a momentum encoder (EMA teacher) that computes the keys.
 
-    The copy follows after each optimizer step (the family's code: before it, which is one
-    step later). Only parameters follow; batch norms of the copy keep statistics of their own.
+    The teacher's parameters are an exponential moving average of the online encoder's and
+    projector's, updated after each optimizer step (the code of untitled-ai/self_supervised
+    updates before it, one step later). Buffers are not averaged: the teacher's batch norms keep
+    running statistics of their own.
 
     Args:
-        info: what the data are.
-        run_selfsup: False when only the encoder is wanted.
-        momentum: how much of the copy stays at each step (MoCo, arXiv 1911.05722, eq. 2).
-        momentum_schedule: let it rise to 1 along a cosine (BYOL, arXiv 2006.07733).
-        both_as_queries: each view is compared with the other's key; otherwise only the first
-            is a query, and the second passes through the copy alone. None is the method's
-            own way.
-        shuffle_batch_norm: where several processes train, each makes keys of other images
-            than its queries are of, so that batch norm cannot tell which belong together
-            (MoCo, section 3.3). For `session.batch_norm = 'local'`; changes nothing else.
+        info: description of the data set.
+        run_selfsup: False builds the encoder only.
+        momentum: EMA decay per step (MoCo, arXiv 1911.05722, eq. 2).
+        momentum_schedule: raise `momentum` to 1 by a cosine schedule (BYOL, arXiv 2006.07733).
+        both_as_queries: symmetric loss, each view being compared with the other's key;
+            otherwise the first view gives the queries and the second the keys. None is the
+            method's default.
+        shuffle_batch_norm: with several processes, exchange images among them before keys are
+            computed, so that batch statistics do not reveal which key belongs to which query
+            (shuffling BN, MoCo, section 3.3). For `session.batch_norm = 'local'`; no effect
+            otherwise.
     """
 
-    symmetric = False  # the method's own way
-    followed: tuple[str, ...] = (
+    symmetric = False  # the method's default of `both_as_queries`
+    averaged: tuple[str, ...] = (
         "encoder",
         "projector",
-    )  # what `momentum_encoder` copies, in order
+    )  # modules that the teacher has, in order
 
     def __init__(
         self,
@@ -110,47 +114,50 @@ class MomentumEncoder(Siamese):
         self.both = self.symmetric if both_as_queries is None else both_as_queries
         self.encoded_views = None if self.both else 1
         if run_selfsup:
-            self.momentum_encoder = self.copied()
+            self.momentum_encoder = self.copy_online()
 
-    def leaders(self) -> list[nn.Module]:
-        """The modules of `followed`."""
-        return [getattr(self, name) for name in self.followed]
+    def online_modules(self) -> list[nn.Module]:
+        """The modules named in `averaged`."""
+        return [getattr(self, name) for name in self.averaged]
 
-    def copied(self) -> nn.ModuleList:
-        """Copies of the leaders as they are now, without gradients."""
-        copies = [copy.deepcopy(module) for module in self.leaders()]
+    def copy_online(self) -> nn.ModuleList:
+        """Copies of the online modules, without gradients: the initial teacher."""
+        copies = [copy.deepcopy(module) for module in self.online_modules()]
         return nn.ModuleList(copies).requires_grad_(False)
 
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
-        """Projections [B, D] of images by the copy."""
+        """The teacher's projections [B, D] of images."""
         encoder, projector = self.momentum_encoder[:2]
         mix = distributed.all_to_all if self.shuffle_batch_norm else lambda rows: rows
-        return mix(self.placed(projector(encoder(mix(images)).pooled)))
+        return mix(self.normalise(projector(encoder(mix(images)).pooled)))
 
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
-        """'query0' and 'key1'; with both views as queries 'query1' and 'key0' besides."""
-        found = super().selfsup(feats, batch)
-        wanted = (1, 0) if self.both else (1,)
-        return found | {f"key{index}": self.keys(batch.views[index]) for index in wanted}
+        """'query0' and 'key1' [B, D]; also 'query1' and 'key0' if both views are queries."""
+        queries = super().selfsup(feats, batch)
+        views = (1, 0) if self.both else (1,)
+        return queries | {f"key{view}": self.keys(batch.views[view]) for view in views}
 
     def after_step(self, progress: float) -> None:
-        """Let the copy follow."""
+        """Update the teacher's moving average; progress in [0, 1]."""
         momentum = self.momentum
         if self.momentum_schedule:
             momentum = 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
-        leader = [item for module in self.leaders() for item in module.parameters()]
+        online: list[Tensor] = []
+        for module in self.online_modules():
+            online += module.parameters()
+        teacher: list[Tensor] = list(self.momentum_encoder.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.momentum_encoder.parameters()), leader, 1 - momentum)
+            torch._foreach_lerp_(teacher, online, 1 - momentum)
 
 
 def enqueue(queue: Tensor, place: Tensor, rows: Tensor) -> None:
-    """Let a queue take the latest rows in, the oldest making room.
+    """Write rows to a ring buffer, over its oldest ones.
 
     Args:
-        queue: [..., K, D], a buffer, K at least 1.
-        place: int64 without dimensions, a buffer: where the next row goes.
-        rows: [..., B, D]; of more than K the last ones.
+        queue: [..., K, D], the buffer, K at least 1.
+        place: [] int64, a buffer: position of the next row in the queue.
+        rows: [..., B, D]; only the last K of them are written.
     """
     size = queue.shape[-2]
     rows = rows[..., -size:, :].to(queue.dtype)
@@ -160,21 +167,23 @@ def enqueue(queue: Tensor, place: Tensor, rows: Tensor) -> None:
 
 
 class ScheduledFlags(nn.Module):
-    """Tells what a method does only from some share of the run on.
+    """Switches that turn on once a given share of the run is done.
 
-    By flags on the host, since a number on the device would have to be waited for, and one on
-    the host that changes at each step would be compiled anew each time. The buffer is for
-    snapshots; it is read when one is loaded.
+    The flags are Python values on the host: reading one from the device would synchronise with
+    it, and a number that changes at each step would make torch.compile recompile. The buffer
+    carries them through snapshots; it is read only when one is loaded.
 
     Args:
-        shares: name -> share of the run, 0 to 1, from which on it is due; 0 is from the start.
+        shares: name -> share of the run, 0 to 1, at which the flag turns on; 0 is the start.
 
     Attributes:
-        due: name -> whether it is due.
+        due: name -> whether the flag is on.
 
     Raises:
         UserError: a share is below 0 or above 1.
     """
+
+    flags: Tensor
 
     def __init__(self, shares: dict[str, float]):
         super().__init__()
@@ -184,17 +193,17 @@ class ScheduledFlags(nn.Module):
         self.shares = shares
         self.due = {name: share == 0 for name, share in shares.items()}
         self.register_buffer("flags", torch.tensor(list(self.due.values())))
-        self.register_load_state_dict_post_hook(_settle)
+        self.register_load_state_dict_post_hook(_restore_due)
 
     def after_step(self, progress: float) -> None:
-        """Told after each optimizer step; progress in [0, 1]."""
+        """Update the flags; called after each optimizer step with progress in [0, 1]."""
         due = {name: progress >= share for name, share in self.shares.items()}
         if due != self.due:
             self.due = due
             self.flags.copy_(torch.tensor(list(due.values())))
 
 
-def _settle(clock: ScheduledFlags, _) -> None:
-    """Set the host's flags to those that were loaded."""
-    if not clock.flags.is_meta:
-        clock.due = dict(zip(clock.shares, clock.flags.tolist(), strict=True))
+def _restore_due(scheduled: ScheduledFlags, _) -> None:
+    """Set the host's flags to the loaded buffer."""
+    if not scheduled.flags.is_meta:
+        scheduled.due = dict(zip(scheduled.shares, scheduled.flags.tolist(), strict=True))

@@ -1,14 +1,17 @@
 """The classification networks of torchvision as encoders."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy.models.encoder import ImageEncoder
 from selfstudy.registry import configurable, register
 from selfstudy.types import Features
 from util.errors import UserError
 
-# All of them, so that a misspelt name is answered without seconds of importing torchvision.
+# Listed here so that a misspelt name is refused without importing torchvision (2 s).
 NAMES = """
 alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161
 densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3
@@ -24,16 +27,16 @@ swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 v
 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
 """.split()
 PREFIX = "torchvision/"
-CLASSES = 1000  # of the classifiers, by which these are found
+CLASSES = 1000  # outputs of every classifier's last layer, which is identified by them
 LABELS = ("conv", "block1", "block2", "block3", "block4")
-SIZES = (224, 320)  # pixels: what differs between the two is height or width
-ONE_SIZE = {"vit": "image_size", "maxvit": "input_size"}  # family -> how it is told its size
+SIZES = (224, 320)  # pixels: the axes that differ between the two are height and width
+ONE_SIZE = {"vit": "image_size", "maxvit": "input_size"}  # family -> its argument for it
 
 Layout = str  # 'nchw', 'nhwc' or 'tokens': [B, 1 + hw, D]
 
 
 class _Tap:
-    """A hook that keeps what a module gives; no closure, so that a copy keeps its own."""
+    """Forward hook that stores a module's output; an object, since deepcopy shares closures."""
 
     def __init__(self, kept: dict[str, Tensor], label: str):
         self.kept = kept
@@ -45,31 +48,32 @@ class _Tap:
 
 
 @configurable(denylist=["in_channels", "choice"])
-class Torchvision(nn.Module):
-    """A network of torchvision, untrained, without the last layer of its classifier.
+class Torchvision(ImageEncoder):
+    """A torchvision network with random weights, without its classifier's last layer.
 
-    Its dense map is the last one before pooling, or the patch tokens. 'block4' ... 'block1' and
-    'conv' are the last maps of each resolution, from the deepest up, as many as there are;
-    in a transformer of one resolution the maps after each quarter of the depth, and the
-    embedded patches.
+    The dense map is the last one before pooling, or the patch tokens. 'block4' ... 'block1' and
+    'conv' are the last maps of each resolution, deepest first, as many as there are; in a
+    vision transformer they are the maps after each quarter of the depth and the embedded
+    patches.
 
     Args:
         in_channels: C of the images.
         choice: 'torchvision/' and its name.
-        input_res: pixels on a side to which images are resized, for networks that refuse small
-            ones; None takes images as they come, and resizes them to 224 for the networks
-            that are made for one size ('vit_...' and 'maxvit_t').
+        input_res: side in pixels to which images are resized, for networks that refuse small
+            ones; None does not resize, except to 224 for the networks of one fixed size
+            ('vit_...' and 'maxvit_t').
     """
 
     def __init__(self, in_channels: int, choice: str, input_res: int | None = None):
         super().__init__()
         name = choice.removeprefix(PREFIX)
         one_size = name.partition("_")[0] in ONE_SIZE
-        self.input_res = input_res or (SIZES[0] if one_size else None)
+        res = input_res or SIZES[0]
+        self.input_res = res if input_res or one_size else None
         self.net, self.out_feats = _network(name, in_channels, self.input_res)
-        with torch.device("meta"):  # a twin that costs no memory tells shapes and names
+        with torch.device("meta"):  # a copy without memory, to trace shapes
             twin = _network(name, in_channels, self.input_res)[0].eval()
-        sizes = (self.input_res,) if one_size else SIZES
+        sizes = (res,) if one_size else SIZES
         self.layouts, self.dense_feats = (
             _vit_taps(twin) if name.startswith("vit") else _taps(twin, in_channels, sizes)
         )
@@ -94,7 +98,7 @@ for _name in NAMES:
 
 
 def _network(name: str, in_channels: int, res: int | None) -> tuple[nn.Module, int]:
-    """The network that ends before its classifier's last layer, and D of what it gives then."""
+    """The network without its classifier's last layer, and that layer's input width D."""
     import torchvision
 
     family = name.partition("_")[0]
@@ -104,7 +108,7 @@ def _network(name: str, in_channels: int, res: int | None) -> tuple[nn.Module, i
     elif family in ("googlenet", "inception"):
         options = {"aux_logits": False, "init_weights": True}
     device = torch.get_default_device()
-    try:  # RegNet reads numbers from tensors while it is built, which 'meta' has none of
+    try:  # RegNet's constructor reads values from tensors, which 'meta' tensors do not have
         with torch.device("cpu" if family == "regnet" else device):
             net = torchvision.models.get_model(name, weights=None, **options).to(device)
     except (ValueError, AssertionError) as error:
@@ -116,27 +120,31 @@ def _network(name: str, in_channels: int, res: int | None) -> tuple[nn.Module, i
         if CLASSES in (getattr(module, "out_features", 0), getattr(module, "out_channels", 0))
     ][-1]  # fmt: skip
     net.set_submodule(last, nn.Identity())
-    return net, getattr(layer, "in_features", None) or layer.in_channels
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    return net, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 def _replace_first(net: nn.Module, in_channels: int) -> None:
-    """A first convolution for images of other than three channels."""
+    """Replace the first convolution by one with `in_channels` input channels."""
     path, conv = next(
         (path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d)
     )
-    own = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride,
-                    conv.padding, bias=conv.bias is not None)  # fmt: skip
-    nn.init.kaiming_normal_(own.weight, mode="fan_out", nonlinearity="relu")
-    net.set_submodule(path, own)
+    sizes: Any = (conv.kernel_size, conv.stride, conv.padding)
+    new = nn.Conv2d(in_channels, conv.out_channels, *sizes, bias=conv.bias is not None)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    net.set_submodule(path, new)
 
 
 def _shapes(twin: nn.Module, in_channels: int, res: int) -> dict[str, tuple[int, ...]]:
-    """The shape of what each outer module gives for images of `res` pixels, as they end."""
+    """Path -> output shape for images of `res` pixels, in the order in which modules finish.
+
+    Of the network's children, and of the children of its Sequential and ModuleList children.
+    """
     kept: dict[str, Tensor] = {}
     hooks = []
     for path, module in twin.named_modules():
-        above = twin.get_submodule(path.rpartition(".")[0])  # no branches inside of blocks
-        inside = path.count(".") == 1 and isinstance(above, (nn.Sequential, nn.ModuleList))
+        parent = twin.get_submodule(path.rpartition(".")[0])  # branches of blocks are left out
+        inside = path.count(".") == 1 and isinstance(parent, (nn.Sequential, nn.ModuleList))
         if path and ("." not in path or inside):
             hooks.append(module.register_forward_hook(_Tap(kept, path)))
     twin(torch.zeros(2, in_channels, res, res, device="meta"))
@@ -148,11 +156,11 @@ def _shapes(twin: nn.Module, in_channels: int, res: int) -> dict[str, tuple[int,
 def _taps(
     twin: nn.Module, in_channels: int, sizes: tuple[int, ...]
 ) -> tuple[dict[str, tuple[str, Layout]], int]:
-    """Label -> (module, layout) of the last map of each resolution, and the deepest one's D."""
-    found = [_shapes(twin, in_channels, size) for size in sizes]
+    """Label -> (module path, layout) of each resolution's last map, and the deepest map's D."""
+    shapes = [_shapes(twin, in_channels, size) for size in sizes]
     by_cells: dict[int, tuple[str, Layout, int]] = {}
-    for path, shape in found[0].items():
-        other = found[-1][path]
+    for path, shape in shapes[0].items():
+        other = shapes[-1][path]
         if len(shape) != 4 or shape[2] == 1:
             continue
         if len(sizes) == 1 or (shape[1] == other[1] and shape[2] != other[2]):
@@ -164,8 +172,8 @@ def _taps(
     return taps | {"dense": maps[-1][:2]}, maps[-1][2]
 
 
-def _vit_taps(twin: nn.Module) -> tuple[dict[str, tuple[str, Layout]], int]:
-    """The same for a vision transformer of one resolution."""
+def _vit_taps(twin: Any) -> tuple[dict[str, tuple[str, Layout]], int]:
+    """As `_taps` for torchvision's `VisionTransformer`, which has one resolution."""
     depth, parts = len(twin.encoder.layers), len(LABELS) - 1
     taps = {"conv": ("conv_proj", "nchw"), "dense": ("encoder.ln", "tokens")}
     for part in range(1, parts + 1):
@@ -175,7 +183,7 @@ def _vit_taps(twin: nn.Module) -> tuple[dict[str, tuple[str, Layout]], int]:
 
 
 def _as_map(output: Tensor, layout: Layout) -> Tensor:
-    """What a module gives as [B, D, h, w]."""
+    """A module's output as [B, D, h, w]."""
     if layout == "nhwc":
         return output.permute(0, 3, 1, 2)
     if layout == "tokens":

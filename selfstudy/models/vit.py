@@ -1,18 +1,21 @@
-"""A small vision transformer (Dosovitskiy et al., arXiv 2010.11929), as DINO wants one."""
+"""A small vision transformer (Dosovitskiy et al., arXiv 2010.11929), such as for DINO."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfstudy.models.encoder import ImageEncoder
 from selfstudy.registry import configurable, register
 from selfstudy.types import Features
 from util.errors import UserError
 
-QUARTERS = 4  # of the depth, after each of which a map is kept
+QUARTERS = 4  # of the depth: a map is returned after each
 
 
 class _Block(nn.Module):
-    """Attention and an MLP of four times the width, each after a layer norm and added on."""
+    """Pre-norm transformer block: self-attention, and an MLP of four times the width."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -26,35 +29,35 @@ class _Block(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D] to the same."""
+        """[B, T, D] to [B, T, D]."""
         tokens = tokens + self._attend(self.norm1(tokens))
         return tokens + self.mlp(self.norm2(tokens))
 
     def _attend(self, tokens: Tensor) -> Tensor:
         parts = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, D/heads]
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(query, key, value)
-        return self.out(found.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 @register("encoder", "vit")
 @configurable(denylist=["in_channels", "choice"])
-class ViT(nn.Module):
+class ViT(ImageEncoder):
     """A vision transformer without its classifier.
 
-    Its embedding is the class token after the last norm, its dense map the patch tokens;
-    'conv' is the map of the embedded patches, and 'block1' ... 'block4' are the maps after each
-    quarter of the depth, before the last norm.
+    The embedding is the class token after the last norm, the dense map the patch tokens. 'conv'
+    is the map of embedded patches, 'block1' ... 'block4' are those of the patch tokens after
+    each quarter of the depth, before the last norm.
 
     Args:
         in_channels: C of the images.
-        choice: the name that it was asked for by.
-        patch: side of a patch, in pixels, which has to divide that of the images.
+        choice: its registered name.
+        patch: side of a patch in pixels; must divide the images' sides.
         width: D of the tokens.
         depth: number of blocks.
-        heads: of the attention; they share the width.
-        grid: patches on a side for which positions are learned, 8 for 32 pixels; those of
-            other sizes are interpolated.
+        heads: attention heads, of width / heads features each.
+        grid: patches on a side of the learned position embedding, 8 for images of 32 pixels;
+            interpolated for other sizes.
     """
 
     def __init__(
@@ -83,17 +86,17 @@ class ViT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Truncated normal with a deviation of 0.02, biases at zero, as published."""
+        """Truncated normal weights (standard deviation 0.02), zero biases, as published."""
         for item in (self.token, self.position, self.embed.weight):
             nn.init.trunc_normal_(item, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """Positions of the class token and of height x width patches, [1, 1 + hw, D]."""
+        """Position embedding of the class token and height x width patches, [1, 1 + hw, D]."""
         token, grid = self.position[:, :1], self.position[:, 1:]
         side = round(grid.shape[1] ** 0.5)
         if (height, width) == (side, side):
@@ -125,6 +128,6 @@ class ViT(nn.Module):
         return Features(tokens[:, 0], _as_map(tokens, size), maps)
 
 
-def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Patch tokens [B, 1 + hw, D] as a map [B, D, h, w]."""
+def _as_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """Patch tokens of [B, 1 + hw, D] as a map [B, D, h, w]."""
     return tokens[:, 1:].transpose(1, 2).unflatten(2, tuple(size))

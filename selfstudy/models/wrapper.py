@@ -1,4 +1,4 @@
-"""A backbone with probes: linear and MLP heads that read its features while it trains."""
+"""The trained model: a backbone, and linear and MLP probes of its features."""
 
 import contextlib
 
@@ -17,7 +17,7 @@ PROBES = "probes."
 
 
 class _Mlp(nn.Sequential):
-    """Linear (no bias), batch norm, ReLU, linear; the hidden width is the feature's."""
+    """MLP probe: linear (no bias), batch norm, ReLU, linear; hidden width = input width."""
 
     def __init__(self, feats: int, classes: int, dense: bool):
         norm = nn.BatchNorm2d if dense else nn.BatchNorm1d
@@ -39,19 +39,20 @@ class Wrapper(nn.Module):
     """A backbone and, for each target, a linear ('fc') and an MLP ('mlp') probe.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         model_choice: the backbone, 'resnet' or a pretraining method.
-        out_classes: classes of each probe, in the order class, pose (dense: segment, depth);
-            None takes the targets that the data have.
-        pretrained: "EXP/name" of a snapshot whose weights to start from.
-        ignore_pretrained_fc: leave the snapshot's probes out.
-        finetune_classifier: let the probes' gradients reach the backbone; otherwise they read
-            detached features.
-        finetune_selfsup: False freezes the backbone, batch norm in evaluation mode.
-        run_selfsup: run the pretraining method beside the probes.
-        run_classifier: run the probes.
-        warmup_fc: for so many steps only the probes (and a method's heads) learn.
-        dense_pred: probes at each position of the feature map.
+        out_classes: number of classes of each probe, in the order class, pose (dense: segment,
+            depth); None takes the data set's targets.
+        pretrained: "EXP/name" of the snapshot whose weights initialise the model.
+        ignore_pretrained_fc: do not load the snapshot's probes.
+        finetune_classifier: let the probes' gradients reach the backbone; otherwise probes
+            read detached features.
+        finetune_selfsup: False freezes the encoder, batch norm in evaluation mode.
+        run_selfsup: train the pretraining method too.
+        run_classifier: build and train the probes.
+        warmup_fc: number of steps during which the encoder is frozen and only the probes (and
+            a method's heads) learn.
+        dense_pred: apply the probes at each position of the feature map.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Wrapper(nn.Module):
         self.run_selfsup = run_selfsup
         self.warmup_fc = warmup_fc
         self.dense_pred = dense_pred
-        self.warming = False  # a flag and no counter, on which torch.compile would stumble
+        self.warming = False  # a flag: with a step counter torch.compile would recompile
         self.backbone = registry.get("backbone", model_choice)(info, run_selfsup)
         feats = self.backbone.dense_feats if dense_pred else self.backbone.out_feats
         self.probes = nn.ModuleDict()
@@ -89,26 +90,26 @@ class Wrapper(nn.Module):
             self.backbone.encoder.requires_grad_(False)
 
     def _load(self, name: str, ignore_probes: bool) -> None:
-        found = snapshot.resolve(name)
-        state = found.weights()
+        source = snapshot.resolve(name)
+        state = source.weights()
         kept = {key: item for key, item in state.items()
                 if not (ignore_probes and key.startswith(PROBES))}  # fmt: skip
         report = snapshot.load_weights(self, kept, lambda key: not key.startswith(ENCODER))
-        self.report = f"weights from {found.name}: {report}"
+        self.report = f"weights from {source.name}: {report}"
         if len(kept) < len(state):
             self.report += (
                 f"; {len(state) - len(kept)} of its probes left out (ignore_pretrained_fc)"
             )
 
     def train(self, mode: bool = True) -> "Wrapper":
-        """A frozen encoder stays in evaluation mode."""
+        """As in torch, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if not self.finetune_selfsup:
             self.backbone.encoder.eval()
         return self
 
     def forward(self, batch: Batch) -> Output:
-        """Probe logits of the first view, and the method's own outputs of all views."""
+        """Probe logits of the first view, and the method's outputs of all views."""
         frozen = not self.finetune_selfsup or (self.training and self.warming)
         with torch.no_grad() if frozen else contextlib.nullcontext():
             count = self.backbone.encoded_views if self.run_selfsup else 1
@@ -123,23 +124,23 @@ class Wrapper(nn.Module):
         return Output(logits, selfsup, feats[0])
 
     def before_step(self, steps: int) -> None:
-        """Told before each optimizer step how many there have been."""
+        """Called before each step with the number of steps taken."""
         self.warming = steps < self.warmup_fc
 
     def after_step(self, progress: float) -> None:
-        """Passed on to the method after each optimizer step; progress in [0, 1]."""
+        """Call the method's `after_step`; progress is the share of the run, 0 to 1."""
         if self.run_selfsup:
             self.backbone.after_step(progress)
 
 
 def _targets(info: DataInfo, out_classes: list[int] | None, dense: bool) -> dict[str, int]:
-    """Probe name -> outputs; regression has one."""
-    order = ("segment", "depth") if dense else ("class", "pose")
+    """Target -> output width of its probes; 1 for regression."""
+    order: tuple[str, ...] = ("segment", "depth") if dense else ("class", "pose")
     if out_classes is None:
         return {name: info.targets[name] or 1 for name in order if name in info.targets}
     if len(out_classes) > len(order):
         raise UserError(f"Wrapper.out_classes = {out_classes}: at most two, for {order}")
-    wanted = dict(zip(order, out_classes, strict=False))
+    wanted: dict[str, int] = dict(zip(order, out_classes, strict=False))
     for name, classes in wanted.items():
         if info.targets.get(name, 0) > classes:
             raise UserError(
