@@ -19,6 +19,7 @@ import paths
 from selfstudy import configure, extra, registry
 from selfstudy.experiment import rayconfig
 from selfstudy.tune import cluster
+from util import environment
 from util.errors import UserError
 
 EVALUATION = ROOT / "docs" / "how-to" / "add-an-evaluation.md"
@@ -44,7 +45,12 @@ def folder(tmp_path, monkeypatch):
     known = {kind: dict(found) for kind, found in registry._known.items()}
     monkeypatch.setattr(registry, "_known", registry.defaultdict(dict, known))
     selectors = gin.config._REGISTRY.copy()
+    caches = (environment.code, environment.git, environment.versions)
+    for cache in caches:  # what earlier tests of this process have asked
+        cache.cache_clear()
     yield place
+    for cache in caches:
+        cache.cache_clear()
     gin.config._REGISTRY = selectors
 
 
