@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from functools import partial
@@ -41,6 +42,10 @@ from util.errors import UserError
 
 SPEC = configure.Spec(("simulation/search",), ())
 STUDY = ["-r", "simulated", "-g", "simulation/search"]
+PBT = {
+    "name": "pbt", "time_attr": "training_iteration", "perturbation_interval": 1,
+    "hyperparam_mutations": {"simulation.x": [0.001, 0.01, 0.1], "simulation.y": [0.2, 0.5]},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +169,42 @@ def test_every_kind_of_failing_trial_beside_healthy_ones(experiments):
         assert (good and good.card["round"]) == (number - 1 or None)
         assert not good or good.state()["rounds_done"] == number - 1
     assert not quiet(experiments)
+
+
+# main.py whose workers die twice while they take over another trial: in the main module, so
+# that Ray sends this class itself to the workers.
+MORTAL = """
+import os, signal, sys
+import main, paths
+from selfstudy.tune import runner
+
+class Mortal(runner.Worker):
+    def reset_config(self, new_config):
+        for number in (1, 2):
+            try:
+                (paths.EXP_DIR / f".death-{number}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset_config(new_config)
+
+runner.Worker = Mortal
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--set", f"scheduler={PBT}")], ids=["grid", "pbt"])
+def test_a_worker_that_dies_between_two_trials_costs_neither(experiments, flags):
+    """Ray reports that death twice; the second time it would end the next trial as failed."""
+    command = [sys.executable, "-c", MORTAL, "-e", "s", *STUDY, *flags]
+    done = subprocess.run(command, cwd=paths.ROOT, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(experiments.glob(".death-*"))) == 2, "no worker was used again"
+    plan = Plan.stored("s")
+    assert problems(plan) == []
+    retried = [event for event in plan.manifest().events if event.get("status") == "retried"]
+    assert len(retried) == 2
 
 
 @pytest.mark.slow
@@ -489,6 +530,27 @@ def test_a_signal_while_ray_starts_is_an_interruption(experiments, monkeypatch):
     with pytest.raises(Interrupted) as ended:
         cluster.start(None, True, experiments)
     assert ended.value.code == 143
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_leaving_ray_waits_until_its_workers_are_gone(monkeypatch, ends):
+    """Ray's own shutdown does not; what has not ended in time is killed."""
+    server = subprocess.Popen(["sh", "-c", "sleep 600 & wait"])
+    ours = cluster.psutil.Process(server.pid)
+    (worker,) = until(ours.children, 60)
+
+    def shutdown():
+        server.kill()
+        if ends:
+            threading.Timer(0.5, worker.terminate).start()
+
+    monkeypatch.setattr(cluster, "_started", [ours])
+    monkeypatch.setattr(cluster.ray, "shutdown", shutdown)
+    monkeypatch.setattr(cluster, "GONE", 600.0 if ends else 0.2)
+    cluster.stop()
+    assert not ends or not cluster._runs(worker), "it was not waited for"
+    assert until(lambda: not cluster._runs(worker), 60), "it was left"
+    server.wait()
 
 
 def test_a_request_to_stop_that_a_kill_left_behind_stops_nobody(run):
