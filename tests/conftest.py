@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import paths
+from util.environment import cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +31,26 @@ def _tell():
     with open(os.environ["SELFSTUDY_TEST_MODULES"], "w") as file:
         file.write(" ".join({name.partition(".")[0] for name in sys.modules}))
 """
+
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One worker more than cores, since slow tests wait most of the time."""
+    return min(cpus() + 1, 8)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
+def pytest_collection_modifyitems(config, items) -> None:
+    """Side by side, slow tests come first, and the quick ones of a file stay together.
+
+    The longest wait would be the last one otherwise, and each worker would import and prepare
+    everything.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if not (item.get_closest_marker("slow") or item.get_closest_marker("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from selfstudy.experiment.plan import Plan
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("cluster"),  # one for all tests
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
 ]
 STUDY = ["-r", "simulated", "-g", "simulation/search", "--set",

@@ -63,9 +63,12 @@ def keep_token() -> str | None:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
+        mine = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        with os.fdopen(os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another driver was as quick
+            os.link(mine, path)
+        mine.unlink()
         return None
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         path.chmod(0o600)
