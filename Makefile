@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXP    ?= exp
 # pytest-xdist; tests/conftest.py says how many workers, and which tests stay together.
-SIDE_BY_SIDE = -n auto --dist loadgroup
+SIDE_BY_SIDE = -n auto --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-fast lint bench board clean

@@ -33,24 +33,40 @@ def _tell():
 """
 
 
+# Files whose tests wait most of the time: each of them may run beside the others.
+WAITING = {
+    "test_distributed.py", "test_docs.py", "test_faults.py", "test_golden.py", "test_main.py",
+    "test_notebooks.py", "test_readme.py", "test_render_command.py", "test_render_produce.py",
+    "test_stages.py", "test_study.py",
+}  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config) -> int:
     """One worker more than cores, since slow tests wait most of the time."""
     return min(cpus() + 1, 8)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
-def pytest_collection_modifyitems(config, items) -> None:
-    """Side by side, slow tests come first, and the quick ones of a file stay together.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Side by side, the tests of a file stay together, save those that wait.
 
-    The longest wait would be the last one otherwise, and each worker would import and prepare
-    everything.
+    They share fixtures and imports. xdist's own groups do nothing with pytest 9.2.
     """
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items:
-        if not (item.get_closest_marker("slow") or item.get_closest_marker("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file.rpartition("/")[2] in WAITING else file
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Side by side, slow tests come first: the longest wait would be the last one otherwise."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
