@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXP    ?= exp
+# pytest-xdist; tests/conftest.py says how many workers, and which tests stay together.
+SIDE_BY_SIDE = -n auto --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-fast lint bench board clean
@@ -13,11 +15,11 @@ help:            ## what can be made
 quickstart: $(VENV)/installed  ## install, then train a small network on real digits (3 minutes)
 	$(BIN)/python main.py
 
-test: $(VENV)/installed-dev    ## all tests: no GPU, no network
-	$(BIN)/python -m pytest -q
+test: $(VENV)/installed-dev    ## all tests, side by side: no GPU, no network
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE)
 
 test-fast: $(VENV)/installed-dev  ## the tests without Ray and subprocesses
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(SIDE_BY_SIDE)
 
 lint: $(VENV)/installed-dev    ## ruff
 	$(BIN)/ruff check .

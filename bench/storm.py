@@ -37,7 +37,7 @@ from util.environment import cpus
 TIMING = ("images_per_s", "round_s", "total_s", "time", "memory_mb")
 METRICS = ("train_loss", "train_accuracy", "valid_accuracy", "mean_accuracy", "best_accuracy")
 KINDS = ("worker SIGKILL", "driver SIGKILL", "SIGINT", "SIGTERM")
-SPENT = 240.0  # seconds that one start of main.py may take
+SPENT = 600.0  # seconds that one start of main.py may take, on a busy machine
 GONE = 30.0  # seconds until the processes of a driver that has ended must be gone
 ORPHANS = 100.0  # the same, of one that was killed: Ray's agents wait a minute for an answer
 SIGNALS = {"driver SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -351,13 +351,13 @@ class Storm:
 
     def wait_a_while(self, process: subprocess.Popen, watch: Rounds, planned: Path) -> None:
         """Until some rounds more are done; now and then any moment from the plan on."""
-        until(lambda: planned.exists() or process.poll() is not None, 120)
+        until(lambda: planned.exists() or process.poll() is not None, SPENT)
         if self.draw.random() < self.early:
             moment = time.monotonic() + self.draw.uniform(0, 10)
             until(lambda: time.monotonic() > moment or process.poll() is not None, 15)
             return
         more = len(watch.seen) + self.draw.randint(1, 9)
-        until(lambda: len(watch.seen) >= more or process.poll() is not None, 120)
+        until(lambda: len(watch.seen) >= more or process.poll() is not None, SPENT)
         within = time.monotonic() + self.draw.uniform(0, self.seconds)
         until(lambda: time.monotonic() > within, 1 + self.seconds)
 
@@ -367,11 +367,11 @@ class Storm:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if whole else os.kill)(process.pid, SIGNALS[kind])
         try:
-            code = as_in_a_shell(process.wait(60))
+            code = as_in_a_shell(process.wait(ORPHANS))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            self.faults.append(f"{kind}: still there after 60 s: {self.tail()}")
+            self.faults.append(f"{kind}: still there after {ORPHANS:.0f} s: {self.tail()}")
             return None
         if code == 0:  # it had just ended
             return code

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import paths
+from util.environment import cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +31,42 @@ def _tell():
     with open(os.environ["SELFSTUDY_TEST_MODULES"], "w") as file:
         file.write(" ".join({name.partition(".")[0] for name in sys.modules}))
 """
+
+
+# Files whose tests wait most of the time: each of them may run beside the others.
+WAITING = {
+    "test_distributed.py", "test_docs.py", "test_faults.py", "test_golden.py", "test_main.py",
+    "test_notebooks.py", "test_readme.py", "test_render_command.py", "test_render_produce.py",
+    "test_stages.py", "test_study.py",
+}  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One worker more than cores, since slow tests wait most of the time."""
+    return min(cpus() + 1, 8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Side by side, the tests of a file stay together, save those that wait.
+
+    They share fixtures and imports. xdist's own groups do nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file.rpartition("/")[2] in WAITING else file
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Side by side, slow tests come first: the longest wait would be the last one otherwise."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

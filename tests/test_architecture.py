@@ -84,7 +84,7 @@ TABLE = {
     ),
     "selfstudy/tune/*.py": (
         8,
-        "ray optuna paths selfstudy.devices selfstudy.experiment.* selfstudy.storage.* "
+        "ray optuna psutil paths selfstudy.devices selfstudy.experiment.* selfstudy.storage.* "
         "selfstudy.trial selfstudy.values util.*",
     ),
     "selfstudy/presets.py": (

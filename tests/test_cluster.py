@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import paths
-from bench.storm import problems, processes, until
+from bench.storm import SPENT, problems, processes, until
 from selfstudy.experiment.plan import Plan
 
 pytestmark = [
@@ -55,7 +55,7 @@ class Nodes:
         if before:
             command = ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
         return subprocess.run(command, env=self.environment | {"NODE": name}, text=True,
-                              capture_output=True, timeout=60, check=True)  # fmt: skip
+                              capture_output=True, timeout=SPENT, check=True)  # fmt: skip
 
     def of(self, name: str, text: str) -> list[int]:
         """Ids of a node's processes whose command line holds the text."""
@@ -110,9 +110,9 @@ def test_a_node_that_dies_takes_no_result_along(nodes):
         both = len(list(results.glob("*/result.json"))) >= 2
         return both and nodes.of("second", "ray::ResourceTrainable")
 
-    until(lambda: at_work() or process.poll() is not None, 60)
+    until(lambda: at_work() or process.poll() is not None, SPENT)
     nodes.end("second")
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=SPENT)
     assert process.returncode == 0, err
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "EXP_DIR", nodes.experiments)
@@ -126,7 +126,7 @@ def test_a_node_that_dies_takes_no_result_along(nodes):
 
 
 def test_who_has_another_token_is_refused(nodes):
-    out, err = nodes.stranger.communicate(timeout=90)
+    out, err = nodes.stranger.communicate(timeout=SPENT)
     assert nodes.stranger.returncode == 2 and "Traceback" not in err
     told = err.strip().splitlines()[-1]
     assert told.startswith(f"error: no Ray cluster at '{nodes.address}'")
@@ -142,7 +142,7 @@ def test_a_node_that_does_not_see_the_experiments_is_refused_before_the_start(no
         pytest.skip(f"needs a mount of its own: {error.stderr[-200:]}")
     try:
         process = nodes.main("-e", "s", *STUDY)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=SPENT)
     finally:
         nodes.end("blind")
     assert process.returncode == 2, err

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from fnmatch import fnmatch
 from importlib.util import find_spec
@@ -21,7 +22,8 @@ from packaging.requirements import Requirement
 import main
 import paths
 from selfstudy import configure, registry
-from selfstudy.experiment import rayconfig
+from selfstudy.experiment import interrupts, rayconfig
+from util import files
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -298,6 +300,19 @@ def test_the_search_of_your_own_is_a_ray_config_whose_parameters_exist(tmp_path,
         configure.load(configure.Spec(), {name: space.sample()})
 
 
+# --- files ---
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+# What the image sets; the paths are the container's own, so PATH stays this machine's here.
+ENVIRONMENT = {
+    name: value
+    for line in re.findall(r"^ENV (.*)", DOCKERFILE.replace("\\\n", " "), re.M)
+    for name, value in (word.split("=", 1) for word in line.split())
+    if name != "PATH"
+}
+IGNORED = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
 # --- ray up ---
 
 
@@ -314,23 +329,70 @@ def test_ray_up_accepts_the_cluster():
     jsonschema.validate(cluster, schema)
 
 
-def test_ray_up_starts_every_node_with_the_token():
-    (cluster,) = documents("cluster.yaml")
-    assert cluster["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
-    for kind in ("head", "worker"):
-        starts = [line for line in cluster[f"{kind}_start_ray_commands"] if "ray start" in line]
-        assert len(starts) == 1 and "RAY_AUTH_MODE=token" in starts[0].partition("ray start")[0]
-    assert "chmod 600 ~/.ray/auth_token" in cluster["setup_commands"][0]
+@pytest.fixture
+def machine(tmp_path):
+    """A function that runs commands of cluster.yaml as a new machine would, with a stub of ray.
+
+    It gives the calls of ray: its arguments and the environment that it saw.
+    """
+    folder = tmp_path / "shared" / "selfstudy"
+    stub = folder / ".venv" / "bin" / "ray"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"with open({str(tmp_path / 'calls')!r}, 'a') as file:\n"
+        "    print(json.dumps({'words': sys.argv[1:], 'seen': dict(os.environ)}), file=file)\n"
+    )
+    stub.chmod(0o755)
+
+    def run(lines):
+        given = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_HEAD_IP": "192.0.2.10"}
+        for line in lines:
+            line = line.replace("/shared/selfstudy", str(folder))
+            subprocess.run(["bash", "-c", line], env=given, check=True)
+        calls = tmp_path / "calls"
+        return files.read_lines(calls) if calls.exists() else []
+
+    return run
 
 
-def test_the_commands_of_ray_up_are_sound_bash():
+@pytest.mark.parametrize(("kind", "flag"), [
+    ("head", "--head"), ("worker", "--address=192.0.2.10:6379")])  # fmt: skip
+def test_ray_up_starts_a_node_with_the_token(machine, kind, flag):
     (cluster,) = documents("cluster.yaml")
-    for key, lines in cluster.items():
-        for line in lines if key.endswith("commands") else ():
-            assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0, line
-            for target in re.findall(r"make -C \S+ (\S+)", line):
-                makefile = (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv")
-                assert re.search(rf"^{re.escape(target)}:", makefile, re.M)
+    stopped, started = machine(cluster[f"{kind}_start_ray_commands"])
+    assert stopped["words"] == ["stop"]
+    assert started["words"][0] == "start" and flag in started["words"]
+    seen = started["seen"]
+    assert seen["RAY_AUTH_MODE"] == "token"
+    if kind == "head":  # where drivers run
+        assert int(seen["RAY_JOB_STOP_WAIT_TIME_S"]) > interrupts.GRACE
+
+
+def test_ray_up_brings_your_token_and_closes_it_to_others(machine, tmp_path):
+    (cluster,) = documents("cluster.yaml")
+    ((there, here),) = cluster["file_mounts"].items()
+    assert here == there
+    token = Path(there.replace("~", str(tmp_path)))
+    token.parent.mkdir()
+    token.touch(0o644)
+    machine(cluster["setup_commands"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_commands_of_ray_up_are_sound_bash_and_their_targets_exist():
+    (cluster,) = documents("cluster.yaml")
+    lines = [line for key, some in cluster.items() if key.endswith("commands") for line in some]
+    for line in lines:
+        assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0, line
+    targets = [name for line in lines for name in re.findall(r"make -C \S+ (\S+)", line)]
+    assert targets
+    for target in targets:
+        done = subprocess.run(
+            ["make", "-n", "-C", ROOT, target], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
 
 
 # --- KubeRay ---
@@ -347,57 +409,60 @@ def pods() -> list[dict]:
     return [group["template"]["spec"] for group in groups]
 
 
-def test_kuberay_authenticates_with_a_token():
-    assert kube("RayCluster")["spec"]["authOptions"] == {"mode": "token"}
-
-
 def test_kuberays_ray_is_one_that_the_requirements_allow():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     (wanted,) = [Requirement(line) for line in lines if line.startswith("ray[")]
     assert wanted.specifier.contains(kube("RayCluster")["spec"]["rayVersion"])
 
 
-def test_all_pods_share_the_folders_and_run_without_rights():
-    claim = kube("PersistentVolumeClaim")
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+def test_all_pods_run_as_the_images_user_and_share_its_folders():
+    claim = kube("PersistentVolumeClaim")["metadata"]["name"]
     uid = int(re.search(r"useradd --uid (\d+)", DOCKERFILE)[1])
     for pod in pods():
         volumes = {item["name"]: item for item in pod["volumes"]}
-        used = volumes["shared"]["persistentVolumeClaim"]["claimName"]
-        assert used == claim["metadata"]["name"]
         (container,) = pod["containers"]
         mounts = {item["mountPath"]: item["name"] for item in container["volumeMounts"]}
-        assert mounts["/shared"] == "shared"
+        for folder in (ENVIRONMENT["SELFSTUDY_DATA"], ENVIRONMENT["SELFSTUDY_EXP"]):
+            (name,) = [
+                mounts[str(part)] for part in Path(folder).parents if str(part) in mounts
+            ]
+            assert volumes[name]["persistentVolumeClaim"]["claimName"] == claim
         rights = pod["securityContext"]
-        assert rights["runAsNonRoot"] and rights["runAsUser"] == rights["fsGroup"] == uid
-        assert pod["automountServiceAccountToken"] is False
+        assert rights["runAsUser"] == rights["fsGroup"] == uid
 
 
 def test_the_head_gives_a_stopped_job_time_to_save():
     env = {item["name"]: item["value"] for item in pods()[0]["containers"][0]["env"]}
-    assert int(env["RAY_JOB_STOP_WAIT_TIME_S"]) > 10
-    (cluster,) = documents("cluster.yaml")
-    assert "RAY_JOB_STOP_WAIT_TIME_S=30" in cluster["head_start_ray_commands"][1]
+    assert int(env["RAY_JOB_STOP_WAIT_TIME_S"]) > interrupts.GRACE
 
 
-def test_the_workers_have_gpus_and_the_head_runs_no_trials():
-    spec = kube("RayCluster")["spec"]
-    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert "nvidia.com/gpu" in pods()[1]["containers"][0]["resources"]["limits"]
+def admits(policy: dict, labels: dict[str, str], port: int) -> bool:
+    """Whether a NetworkPolicy lets a pod with these labels reach a port."""
+    for rule in policy["ingress"]:
+        peers = [
+            peer.get("podSelector", {}).get("matchLabels", {})
+            for peer in rule.get("from", [{}])
+        ]
+        ports = [item["port"] for item in rule.get("ports", [])]
+        if any(wanted.items() <= labels.items() for wanted in peers):
+            if not ports or port in ports:
+                return True
+    return False
 
 
 def test_other_pods_cannot_reach_rays_ports():
     policy, name = kube("NetworkPolicy")["spec"], kube("RayCluster")["metadata"]["name"]
-    assert policy["podSelector"]["matchLabels"] == {"ray.io/cluster": name}
-    own, operator = policy["ingress"]
-    assert own == {"from": [{"podSelector": policy["podSelector"]}]}
-    assert [port["port"] for port in operator["ports"]] == [8265]
+    own = {"ray.io/cluster": name}  # which the operator gives to the cluster's pods
+    assert policy["podSelector"]["matchLabels"].items() <= own.items()
+    operator, stranger = {"app.kubernetes.io/name": "kuberay-operator"}, {"app": "shop"}
+    rays = [item["containerPort"] for item in pods()[0]["containers"][0]["ports"]]
+    assert len(rays) == 2
+    for port in [*rays, 10001]:
+        assert admits(policy, own, port) and not admits(policy, stranger, port)
+        assert admits(policy, operator, port) == (port == 8265)
 
 
 # --- Docker ---
-
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-IGNORED = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
 
 
 def in_context(path: str) -> bool:
@@ -432,12 +497,15 @@ def test_the_image_gets_all_of_the_program_and_nothing_private():
     assert [name for name in private if in_context(name)] == []
 
 
-def test_the_image_runs_main_as_a_plain_user_with_the_token():
-    last = {word: rest for word, rest in re.findall(r"^([A-Z]+) (.*)", DOCKERFILE, re.M)}
-    assert last["USER"] == "selfstudy" and json.loads(last["CMD"]) == ["python", "main.py"]
-    assert "RAY_AUTH_MODE=token" in DOCKERFILE and "RAY_AUTH_TOKEN" not in DOCKERFILE
-    folders = dict(re.findall(r"(SELFSTUDY_\w+)=(\S+)", DOCKERFILE))
-    assert folders == {"SELFSTUDY_DATA": "/shared/data", "SELFSTUDY_EXP": "/shared/exp"}
+def test_the_image_starts_main_and_knows_its_token_from_nowhere():
+    command = json.loads(re.findall(r"^CMD (.*)", DOCKERFILE, re.M)[-1])
+    done = subprocess.run([sys.executable, *command[1:], "--help"], cwd=ROOT, text=True,
+                          env=os.environ | ENVIRONMENT, capture_output=True)  # fmt: skip
+    assert command[0] == "python" and done.returncode == 0, done.stderr
+    assert ENVIRONMENT["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in ENVIRONMENT
+    assert re.findall(r"^USER (.*)", DOCKERFILE, re.M)[-1] in re.findall(
+        r"useradd .* (\w+)", DOCKERFILE
+    )
 
 
 def test_the_dockerfiles_own_example_passes_arguments_that_it_takes():
@@ -447,8 +515,9 @@ def test_the_dockerfiles_own_example_passes_arguments_that_it_takes():
 
 
 def test_the_dockerfiles_shell_lines_are_sound():
-    joined = DOCKERFILE.replace("\\\n", " ")
-    for line in re.findall(r"^RUN (.*)", joined, re.M):
+    lines = re.findall(r"^RUN (.*)", DOCKERFILE.replace("\\\n", " "), re.M)
+    assert len(lines) > 1
+    for line in lines:
         assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0, line
 
 

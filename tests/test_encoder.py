@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from later import Later
 from torch import nn
 
 import paths
@@ -23,6 +23,8 @@ from selfstudy.storage import snapshot
 from selfstudy.train.session import Session
 from selfstudy.types import Batch
 from util.errors import UserError
+
+LogisticRegression = Later("sklearn.linear_model", "LogisticRegression")
 
 registry.discover()
 TINY = (

@@ -11,6 +11,7 @@ import gin
 import numpy as np
 import pytest
 import torch
+from later import Later
 from test_docs import DATASET, ENCODER, METHOD, ROOT, blocks
 from test_study import numbers
 
@@ -18,9 +19,10 @@ import main
 import paths
 from selfstudy import configure, extra, registry
 from selfstudy.experiment import rayconfig
-from selfstudy.tune import cluster
 from util import environment
 from util.errors import UserError
+
+cluster = Later("selfstudy.tune.cluster")
 
 EVALUATION = ROOT / "docs" / "how-to" / "add-an-evaluation.md"
 PART = """

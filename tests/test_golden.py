@@ -4,6 +4,10 @@
 seeds. `python -m bench.storm --kills 50` is the same by hand.
 """
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 
 import paths
@@ -18,9 +22,9 @@ HYPERBAND = {"name": "hyperband", "max_t": 9}
 
 
 @pytest.fixture
-def weather(tmp_path_factory, monkeypatch):
+def weather(monkeypatch):
     """A function that lets a storm pass over studies in a folder with a short name."""
-    folder = tmp_path_factory.mktemp("storm")  # Ray's sockets lie below it
+    folder = Path(tempfile.mkdtemp(prefix="storm-"))  # Ray's sockets lie below it
 
     def run(**more):
         monkeypatch.setattr(paths, "EXP_DIR", folder / "exp")
@@ -29,7 +33,8 @@ def weather(tmp_path_factory, monkeypatch):
         found = storm.run(folder, say=told.append, **given)
         return found, "\n".join(told)
 
-    return run
+    yield run
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_grid_is_equal_row_for_row(weather):

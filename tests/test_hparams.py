@@ -1,10 +1,12 @@
 import logging
 
 import pytest
+from later import Later
 from tensorboard.plugins.hparams import api_pb2
-from torch.utils.tensorboard import SummaryWriter
 
 from selfstudy.train import tensorboard as hparams
+
+SummaryWriter = Later("torch.utils.tensorboard", "SummaryWriter")
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)
 

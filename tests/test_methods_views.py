@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from lightly.loss import SwaVLoss
+from later import Later
 from test_methods import META, differing, first_batch, judged, made
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from selfstudy.methods.vicreg import VICRegTask
 from selfstudy.models.siamese import ScheduledFlags
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
+
+SwaVLoss = Later("lightly.loss", "SwaVLoss")
 
 INFO = DataInfo(3, 16, "rgb", "uint8", (0.0,) * 3, (1.0,) * 3, {}, {"class": 10})
 

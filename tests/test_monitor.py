@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightly.utils.benchmarking import knn_predict
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from later import Later
 
 import main
 import paths
@@ -25,6 +23,11 @@ from selfstudy.train.online_eval import CLASSES, HEALTH, Monitor, collapsed, hal
 from selfstudy.train.session import Session
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
+
+knn_predict = Later("lightly.utils.benchmarking", "knn_predict")
+KNeighborsClassifier = Later("sklearn.neighbors", "KNeighborsClassifier")
+
+LogisticRegression = Later("sklearn.linear_model", "LogisticRegression")
 
 registry.discover()
 

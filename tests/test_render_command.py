@@ -9,12 +9,14 @@ import time
 
 import h5py
 import pytest
-import trimesh
+from later import Later
 
 import paths
 from selfstudy.render import produce
 from selfstudy.render.world import World
 from util import hdf5
+
+trimesh = Later("trimesh")
 
 SMALL = ("--images", "48", "--res", "16")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import trimesh
+from later import Later
 from scipy.spatial.transform import Rotation
 
 from selfstudy.data.dataset import pose_classes
@@ -25,6 +25,8 @@ from selfstudy.render.scene import (
 )
 from selfstudy.render.shade import Solids, colour, label
 from selfstudy.render.world import flow
+
+trimesh = Later("trimesh")
 
 RES = 48
 

@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-import trimesh
+from later import Later
 
 from selfstudy.render import meshes
 from selfstudy.render.mesh import BUCKETS, Mesh, normalise
 from selfstudy.render.meshes import ENDINGS, Meshes
 from util.errors import UserError
+
+trimesh = Later("trimesh")
 
 SOLID = trimesh.creation.cone(0.3, 1, sections=7)
 

@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from later import Later
 
 import paths
 from selfstudy.render import patterns, textures, world
@@ -16,6 +16,8 @@ from selfstudy.render.shade import colour
 from selfstudy.render.textures import Bank
 from selfstudy.render.world import VARIANTS, World, configuration
 from util.errors import UserError
+
+LogisticRegression = Later("sklearn.linear_model", "LogisticRegression")
 
 RES = 24
 SOME = range(0, 40)

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from later import Later
 from test_encoder import trained as train
 from torch import nn
 
@@ -21,6 +21,8 @@ from selfstudy.evaluate import features, logistic
 from selfstudy.evaluate.encoder import Encoder
 from selfstudy.storage import snapshot
 from util.errors import UserError
+
+LogisticRegression = Later("sklearn.linear_model", "LogisticRegression")
 
 registry.discover()
 

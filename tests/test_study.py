@@ -10,7 +10,7 @@ import gin
 import pytest
 
 import paths
-from bench.storm import TIMING, processes, until, workers
+from bench.storm import SPENT, TIMING, processes, until, workers
 from selfstudy import configure, devices
 from selfstudy.experiment import plan as plans
 from selfstudy.storage.retention import CheckpointPolicy
@@ -37,7 +37,7 @@ def experiments(tmp_path, monkeypatch, shared_data):
 
 def main(*flags, **more):
     return subprocess.run([sys.executable, str(paths.ROOT / "main.py"), *flags], text=True,
-                          capture_output=True, timeout=240, **more)  # fmt: skip
+                          capture_output=True, timeout=SPENT, **more)  # fmt: skip
 
 
 def numbers(folder):
@@ -137,7 +137,7 @@ def test_ray_and_local_runs_give_the_same_rows_and_resume(experiments):
 
     move = [sys.executable, str(paths.ROOT / "misc/move_snapshots.py"), "-e", "ray", "-m", "-p",
             "{cfg[scheduler.target_lrs]}-{cfg[BaseDataset.semisupervised]}"]  # fmt: skip
-    moved = subprocess.run(move, text=True, capture_output=True, timeout=60)
+    moved = subprocess.run(move, text=True, capture_output=True, timeout=SPENT)
     assert moved.returncode == 0 and moved.stdout.count("Moving from: ") == 6
     assert (experiments / "ray" / "0-0.01-0-500" / "card.json").exists()
     start = main("-l", "-e", "fine", *FLAGS, 'Wrapper.pretrained = "ray/0-0.01-0-500"')
@@ -150,11 +150,11 @@ def test_a_killed_worker_is_continued(experiments):
     run = subprocess.Popen([sys.executable, str(paths.ROOT / "main.py"), *flags], text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     results = experiments / "kill" / "e_0000" / paths.RESULT
-    until(lambda: len(files.read_lines(results)) >= 3, 120)
+    until(lambda: len(files.read_lines(results)) >= 3, SPENT)
     found = workers(experiments)
     assert found, "no worker was found"
     os.kill(found[0], signal.SIGKILL)
-    out, err = run.communicate(timeout=200)
+    out, err = run.communicate(timeout=SPENT)
     assert run.returncode == 0, err
     assert "e_0000: its worker died, killed or out of memory" in err and "it continues" in err
     assert [row["round"] for row in files.read_lines(results)] == list(range(1, 81))

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from sklearn.isotonic import IsotonicRegression
+from later import Later
 
 from selfstudy.analysis import utility
 from selfstudy.analysis.utility import AT_LEAST, AT_MOST, EXACT
+
+IsotonicRegression = Later("sklearn.isotonic", "IsotonicRegression")
 
 LABELS = (100, 250, 1000, 4000, 20000)
 

@@ -7,6 +7,7 @@ import secrets
 import socket
 import stat
 import sys
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
@@ -15,9 +16,10 @@ from typing import Any
 
 # ruff: isort: off
 from selfstudy.tune import env as rayenv  # noqa: F401  (before Ray)
+import ray
+import psutil  # Ray brings it along, on a path that it sets
 # ruff: isort: on
 
-import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import paths
@@ -27,8 +29,10 @@ from util.environment import cpus
 from util.errors import UserError, cause
 
 RETRIES = 3  # of a task whose node dies
+GONE = 30.0  # seconds that Ray's processes have to end after it was shut down
 TOKEN = Path("~/.ray/auth_token").expanduser()
 FORWARDED = ("SELFSTUDY_MIRROR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_started: list[psutil.Process] = []  # the servers of the Ray that `start` has started
 
 
 def check_address(address: str) -> None:
@@ -59,9 +63,12 @@ def keep_token() -> str | None:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
+        mine = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        with os.fdopen(os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another driver was as quick
+            os.link(mine, path)
+        mine.unlink()
         return None
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         path.chmod(0o600)
@@ -94,6 +101,7 @@ def start(address: str | None, quiet: bool, folder: Path | None) -> tuple[float,
         options |= {"address": "local", "num_cpus": cpus(), "include_dashboard": False}
     if mended := keep_token():
         print(mended, file=sys.stderr)
+    before = set(psutil.Process().children())
     try:
         with _environment(paths.exported()):  # which the workers of a Ray of our own inherit
             ray.init(**options)
@@ -103,6 +111,8 @@ def start(address: str | None, quiet: bool, folder: Path | None) -> tuple[float,
         first = str(error).strip().splitlines()[0]
         where = f"no Ray cluster at '{address}'" if address else "Ray does not start here"
         raise UserError(f"{where}: {first}") from None
+    finally:
+        _started[:] = set(psutil.Process().children()) - before
     if address:
         _check_authentication(address)
         _check_shared([folder, paths.DATA_DIR] if folder else [])
@@ -261,6 +271,29 @@ def _told(error: ray.exceptions.RayError) -> str:
 
 
 def stop() -> None:
-    """Leave Ray, ending it where `start` had started it."""
+    """Leave Ray; where `start` had started it, its processes are gone afterwards.
+
+    Ray gives its servers a second and its workers none. On a busy machine workers are still
+    there then, with the GPU's memory that the next start needs.
+    """
+    family = [*_started]
+    for server in _started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += server.children(recursive=True)
+    _started.clear()
     ray.shutdown()
     sys.stderr.flush()
+    deadline = time.monotonic() + GONE
+    while (left := [one for one in family if _runs(one)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; one that nobody asks how it ended stays as a zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -35,7 +35,7 @@ from selfstudy.storage import checkpoints
 from selfstudy.storage.ownership import Superseded
 from selfstudy.storage.retention import CheckpointPolicy
 from selfstudy.trial import Trial
-from selfstudy.tune import search
+from selfstudy.tune import controller, search
 from util import files
 from util.progress import ProgressTable
 
@@ -385,6 +385,7 @@ def run(
             verbose=0,
         ),
     )  # fmt: skip
+    controller.mend()
     try:
         tuner.fit()
     finally:
