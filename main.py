@@ -175,9 +175,8 @@ def main() -> int:
         print(text_of(rehearsal.check(plan.spec, overrides, build=False).parts))
         return 0
     from selfstudy import devices
-    from selfstudy.experiment import preflight
 
-    found = preflight.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
+    found = driver.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     gpus = 0 if args.address else devices.gpus()
     if not args.address:

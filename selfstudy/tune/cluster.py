@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # ruff: isort: off
-from selfstudy.tune import env as rayenv  # noqa: F401  (before Ray)
+from selfstudy.experiment import rayenv  # noqa: F401  (before Ray)
 # ruff: isort: on
 
 import ray
