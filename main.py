@@ -14,8 +14,8 @@ from selfstudy import extra
 from selfstudy import run as driver
 from selfstudy import study as stages
 from selfstudy.configure import INCLUDE, Spec, text_of
+from selfstudy.experiment import names, rayconfig, summary
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import rayconfig, summary
 from selfstudy.experiment import resources as shares
 from selfstudy.experiment.plan import Plan
 from selfstudy.storage.mirror import Mirror
@@ -75,6 +75,7 @@ def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
     given = rayconfig.exp_args(name, args.settings)
     default = () if INCLUDE in given["config"] else DEFAULT_GIN
     spec = Spec(tuple(args.gin_config or default), tuple(args.gin_param))
+    names.check(spec, given["config"])
     given["checkpoint_at_end"] |= args.checkpoint_at_end
     variants = None
     if rayconfig.is_drawn(given["config"]) and not given["search_alg"]:
@@ -126,6 +127,12 @@ def follow_up(plan: Plan, ended: driver.RunResult, leaves_weights: bool) -> None
         print("\nnext:", *lines, sep="\n  ")
 
 
+def _announce(text: str) -> None:
+    """Say what takes longer than a moment; where nobody watches, errors stay one line."""
+    if sys.stderr.isatty():
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+
 def study(args: argparse.Namespace, name: str) -> int:
     """Run or continue a study, see `selfstudy.study`; returns the exit code."""
     if args.gin_config or args.print_config:
@@ -160,6 +167,10 @@ def main() -> int:
     if args.resume:
         _fetch(args.exp_id)
     name = ray_config(args)
+    if not args.resume:
+        names.check(Spec(tuple(args.gin_config), tuple(args.gin_param)))
+        rayconfig.ray_file(name)
+    _announce(f"checking {args.exp_id or name}")
     if stages.is_stored(args.exp_id) if args.resume else rayconfig.is_study(name):
         return study(args, name)
     plan, given = planned(args)
@@ -175,9 +186,8 @@ def main() -> int:
         print(text_of(rehearsal.check(plan.spec, overrides, build=False).parts))
         return 0
     from selfstudy import devices
-    from selfstudy.experiment import preflight
 
-    found = preflight.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
+    found = driver.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     gpus = 0 if args.address else devices.gpus()
     if not args.address:

@@ -3,6 +3,6 @@
 import subprocess
 import sys
 
-for name in ("augment", "epoch", "loading", "contrastive", "pretraining"):
+for name in ("start", "augment", "epoch", "loading", "contrastive", "pretraining"):
     print(f"\n## {name}\n", flush=True)
     subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True)

@@ -16,7 +16,7 @@ import inspect
 import re
 import tokenize
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
@@ -42,6 +42,7 @@ ALIASES = {
 _NAME = re.compile(r"[\w./]+", re.ASCII)
 _UNQUOTED = re.compile(r"[A-Za-z_][\w.-]*")
 _MACRO = "gin.macro"
+Binding = tuple[config_parser.BindingStatement, str]  # a statement, and where it stands
 INCLUDE = "include"  # in a search's values: further files, such as a method's
 
 
@@ -80,17 +81,27 @@ def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
 
 
 def _load(spec: Spec, overrides: dict[str, Any]) -> None:
-    for name in spec.gin:
-        _parse_file(name, (), "-g")
-    for name in included(overrides):
-        _parse_file(name, (), "ray config")
-    for text in spec.params:
-        _parse_param(text)
+    _bind_all(bindings(spec, included(overrides)))
     for name, value in values.flatten(overrides).items():
         if name != INCLUDE:
             _bind_name(name, values.literal(name, value), "ray config")
     _settle_macros()
     gin.finalize()
+
+
+def bindings(spec: Spec, files: Sequence[str] = ()) -> Iterator[Binding]:
+    """The statements of files and `-p`, those of includes among them, unchecked and in order.
+
+    Args:
+        spec: files and `-p` bindings.
+        files: further files, after those of `spec`.
+    """
+    for name in spec.gin:
+        yield from _in_file(name, (), "-g")
+    for name in files:
+        yield from _in_file(name, (), "ray config")
+    for text in spec.params:
+        yield from _in_param(text)
 
 
 def component(name: str) -> str:
@@ -133,7 +144,7 @@ def isolated(text: str, source: str, spec: Spec | None = None) -> Iterator[None]
     try:
         gin.clear_config()
         with gin.config_scope(None):
-            _parse(text, source, (source,))
+            _bind_all(_in_text(text, source, (source,)))
             _load(spec or Spec(), {})
             yield
     finally:
@@ -144,8 +155,8 @@ def isolated(text: str, source: str, spec: Spec | None = None) -> Iterator[None]
             gin.finalize()
 
 
-def _parse_file(name: str, chain: tuple[str, ...], where: str) -> None:
-    """Parse the file called `name`; what it includes is found like a file of `-g`."""
+def _in_file(name: str, chain: tuple[str, ...], where: str) -> Iterator[Binding]:
+    """The bindings of the file called `name`; an include is looked up like a file of `-g`."""
     name = name.removesuffix(".gin")
     shown = extra.label("gin", name)
     if name in chain:
@@ -156,7 +167,7 @@ def _parse_file(name: str, chain: tuple[str, ...], where: str) -> None:
         raise UserError(f"{where}: {error}") from None
     except OSError:
         raise UserError(f"{where}: no {shown}{nearest(name, gin_files())}") from None
-    _parse(text, shown, (*chain, name))
+    yield from _in_text(text, shown, (*chain, name))
 
 
 def gin_files() -> list[str]:
@@ -164,7 +175,7 @@ def gin_files() -> list[str]:
     return [name for name in extra.names("gin") if not name.startswith("base/")]
 
 
-def _parse_param(text: str) -> None:
+def _in_param(text: str) -> Iterator[Binding]:
     if "\n" in text or "\r" in text:
         raise UserError(f"-p takes one binding each: {text!r}")
     name, equals, _ = text.partition("=")
@@ -172,19 +183,23 @@ def _parse_param(text: str) -> None:
         raise UserError(
             f"-p '{text}': expected 'name = value', as in 'dataloader.batch_size = 64'"
         )
-    _parse(text, f"-p '{text}'", ())
+    yield from _in_text(text, f"-p '{text}'", ())
 
 
-def _parse(text: str, source: str, chain: tuple[str, ...]) -> None:
-    """Bind each statement of a text; errors carry `source` and, in a file, the line."""
+def _bind_all(bindings: Iterator[Binding]) -> None:
+    for statement, where in bindings:
+        _bind(statement.scope, statement.selector, statement.arg_name, statement.value, where)
+
+
+def _in_text(text: str, source: str, chain: tuple[str, ...]) -> Iterator[Binding]:
+    """The bindings of a text; errors carry `source` and, in a file, the line."""
     for statement, where in _statements(text, source, in_file=bool(chain)):
         if isinstance(statement, config_parser.IncludeStatement):
-            _parse_file(statement.filename, chain, where)
+            yield from _in_file(statement.filename, chain, where)
         elif isinstance(statement, config_parser.ImportStatement):
             raise UserError(f"{where}: import statements run code and are refused")
         elif isinstance(statement, config_parser.BindingStatement):
-            _bind(statement.scope, statement.selector, statement.arg_name, statement.value,
-                  where)  # fmt: skip
+            yield statement, where
 
 
 def _statements(text: str, source: str, in_file: bool) -> Iterator[tuple[Any, str]]:

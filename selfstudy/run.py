@@ -70,6 +70,26 @@ def refuse_existing(exp_id: str, exists: bool) -> None:
         )
 
 
+def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool) -> "Preflight":
+    """Check every trial before anything starts, with Ray's part where the plan has one.
+
+    Args:
+        plan: what is to run.
+        given: entries of its ray config, with scheduler and search algorithm.
+        prepare: make data files that are missing.
+        resumed: whether some trials may have ended.
+
+    Raises:
+        UserError: whatever cannot work.
+    """
+    from selfstudy.experiment import preflight
+
+    search = None
+    if given["scheduler"] or given["search_alg"]:
+        from selfstudy.tune import search
+    return preflight.check(plan, given, prepare, resumed, search=search)
+
+
 def show_plan(plan: Plan, found: "Preflight", resources: dict[str, float], gpus: float) -> None:
     """Print the trials with what varies between them, and what each asks for."""
     if plan.rows:

@@ -11,25 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paths
-from selfstudy import configure, devices, registry
+from selfstudy import configure, registry
 from selfstudy import run as driver
-from selfstudy.experiment import (
-    disk,
-    preflight,
-    rayconfig,
-)
-from selfstudy.experiment import (
-    duration as cost,
-)
+from selfstudy.experiment import disk, rayconfig
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import (
-    resources as shares,
-)
+from selfstudy.experiment import resources as shares
 from selfstudy.experiment.plan import Plan
-from selfstudy.experiment.preflight import Preflight
 from selfstudy.experiment.rayconfig import Stage
 from selfstudy.storage import relocate
 from selfstudy.storage.checkpoints import is_snapshot, short_name, under_experiments
@@ -37,6 +27,9 @@ from util import files
 from util.environment import cpus
 from util.errors import UserError, nearest
 from util.text import clock, table
+
+if TYPE_CHECKING:  # it imports torch
+    from selfstudy.experiment.preflight import Preflight
 
 SCHEMA = 1
 PRETRAINED = "Wrapper.pretrained"
@@ -146,7 +139,7 @@ def stored(exp_id: str, accept_changes: bool = False) -> Study:
 # ---- before it runs -------------------------------------------------------------------------
 
 
-def check(study: Study, prepare: bool, resumed: bool) -> list[Preflight]:
+def check(study: Study, prepare: bool, resumed: bool) -> list["Preflight"]:
     """Check the trials of all stages, of later ones as if the earlier had ended well.
 
     Args:
@@ -158,6 +151,8 @@ def check(study: Study, prepare: bool, resumed: bool) -> list[Preflight]:
     Raises:
         UserError: whatever cannot work, a snapshot among it that no stage makes.
     """
+    from selfstudy.experiment import preflight
+
     if prepare and not resumed:
         driver.refuse_existing(study.exp_id, study.folder.exists())
     registry.discover()
@@ -188,8 +183,10 @@ def _require_made(study: Study, plan: Plan, promised: set[str]) -> None:
                             f"snapshot '{name}'{nearest(name, promised)}")  # fmt: skip
 
 
-def show(study: Study, found: list[Preflight], how: driver.RunOptions) -> None:
+def show(study: Study, found: list["Preflight"], how: driver.RunOptions) -> None:
     """Print the stages with what they vary and how long they may take."""
+    from selfstudy import devices
+
     rows, whole = [], 0.0
     for (stage, plan), checked in zip(study.stages, found, strict=True):
         each = None
@@ -224,12 +221,14 @@ def _variety(plan: Plan) -> str:
 
 def _seconds(plan: Plan, resources: dict[str, float]) -> list[float] | None:
     """Of each trial; one of each kind is timed."""
+    from selfstudy.experiment import duration
+
     known: dict[str, float | None] = {}
     for row in plan.rows:
         kind = _kind(row)
         if kind not in known:
             values = {key: item for key, item in row.overrides.items() if key != PRETRAINED}
-            known[kind] = cost.seconds(plan.spec, values, resources)
+            known[kind] = duration.seconds(plan.spec, values, resources)
     each = [known[_kind(row)] for row in plan.rows]
     return None if None in each else [seconds + OVERHEAD for seconds in each]
 
@@ -242,7 +241,7 @@ def _kind(row: plans.Row) -> str:
 # ---- running --------------------------------------------------------------------------------
 
 
-def run(study: Study, found: list[Preflight], how: driver.RunOptions) -> int:
+def run(study: Study, found: list["Preflight"], how: driver.RunOptions) -> int:
     """Run the stages one after another and write the report; returns the exit code."""
     start = time.monotonic()
     study.write()
@@ -265,7 +264,7 @@ def run(study: Study, found: list[Preflight], how: driver.RunOptions) -> int:
 
 
 def _run_stage(
-    study: Study, stage: Stage, plan: Plan, checked: Preflight, how: driver.RunOptions
+    study: Study, stage: Stage, plan: Plan, checked: "Preflight", how: driver.RunOptions
 ) -> driver.RunResult:
     begun = plan.exists()
     plan.waiting = frozenset(_waiting(study, plan))

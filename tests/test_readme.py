@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import main
+from selfstudy import run
 from selfstudy import study as stages
-from selfstudy.experiment import preflight, rayconfig, rehearsal
+from selfstudy.experiment import rayconfig, rehearsal
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,7 +47,7 @@ def test_the_commands_of_main_plan_trials_that_pass_every_check(folders):
             for row in plan.rows:  # the snapshot would come from the lines before
                 rehearsal.check(plan.spec, row.overrides, build=False)
         else:
-            preflight.check(plan, given, prepare=False)
+            run.check(plan, given, prepare=False, resumed=False)
         if not (args.resume or args.dry_run):
             with plan.lock():
                 plan.write()  # for a line that resumes it

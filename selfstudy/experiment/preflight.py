@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from selfstudy.experiment import rehearsal
 from selfstudy.experiment.plan import Plan, Row
@@ -35,12 +35,27 @@ class Preflight:
         return sum(self.rounds.values()) + (plan.total - len(plan.rows)) * self.typical
 
 
+class SearchChecks(Protocol):
+    """What `selfstudy.tune.search` answers about schedulers and search algorithms."""
+
+    def representatives(
+        self, given: dict[str, Any], base: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Overrides of trials that stand for all that the search may try."""
+        ...
+
+    def check(self, given: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
+        """The entries with the scheduler's own metric and mode; refuses what cannot work."""
+        ...
+
+
 def check(
     plan: Plan,
     given: dict[str, Any],
     prepare: bool,
     resumed: bool = False,
     promised: Collection[str] = (),
+    search: SearchChecks | None = None,
 ) -> Preflight:
     """Check every trial, and the corners of what a search may try.
 
@@ -54,8 +69,9 @@ def check(
         given: entries of its ray config, with scheduler and search algorithm.
         prepare: make data files that are missing.
         resumed: whether some trials may have ended.
-        promised: snapshots that will be there when the plan runs; those that start from one
+        promised: snapshots that will exist when the plan runs; trials that start from one
             are checked without it.
+        search: checks of the scheduler and the search algorithm; needed where there is one.
 
     Raises:
         UserError: whatever cannot work.
@@ -76,7 +92,7 @@ def check(
             build = row.name in extreme
             known[same] = rehearsal.check(plan.spec, row.overrides, build, prepare)
         found[row.name] = known[same]
-    rest = _check_search(plan, given, prepare, [*known.values()])
+    rest = _check_search(plan, given, prepare, [*known.values()], search) if search else []
     some = [*found.values(), *rest]
     rounds = {
         row.name: found[row.name].rounds if row.name in found
@@ -119,18 +135,17 @@ def _extremes(rows: Sequence[Row]) -> set[str]:
 
 
 def _check_search(
-    plan: Plan, given: dict[str, Any], prepare: bool, found: Sequence[rehearsal.Checked]
+    plan: Plan,
+    given: dict[str, Any],
+    prepare: bool,
+    known: Sequence[rehearsal.Checked],
+    search: SearchChecks,
 ) -> list[rehearsal.Checked]:
-    """Check scheduler and search algorithm, and trials that stand for those to come."""
-    if not (given["search_alg"] or given["scheduler"]):
-        return []
-    from selfstudy.tune import search
-
-    corners = search.corners(given["config"]) if given["search_alg"] else []
-    base = corners[0] if corners else plan.rows[0].overrides if plan.rows else {}
-    changed = [base | few for few in search.mutated(search.scheduler(given))]
-    rest = [rehearsal.check(plan.spec, values, prepare=prepare) for values in corners + changed]
-    metrics = next((item.metrics for item in [*found, *rest] if item.metrics), ASSUMED)
-    checked = search.check(given, metrics)
-    plan.exp_args |= {key: checked[key] for key in ("metric", "mode")}
-    return rest
+    """Check representative settings of the search; the plan gets the search's objective."""
+    base = plan.rows[0].overrides if plan.rows else {}
+    checked = [rehearsal.check(plan.spec, overrides, prepare=prepare)
+               for overrides in search.representatives(given, base)]  # fmt: skip
+    metrics = next((item.metrics for item in [*known, *checked] if item.metrics), ASSUMED)
+    settled = search.check(given, metrics)
+    plan.exp_args |= {key: settled[key] for key in ("metric", "mode")}
+    return checked

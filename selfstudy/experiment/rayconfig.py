@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfstudy import extra
-from selfstudy.tune import env as rayenv  # noqa: F401  (ray configs import Ray)
+from selfstudy.experiment import rayenv  # noqa: F401  (ray configs import Ray)
 from util.errors import UserError, nearest
 
 DEFAULTS: dict[str, Any] = {

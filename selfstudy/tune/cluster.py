@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # ruff: isort: off
-from selfstudy.tune import env as rayenv  # noqa: F401  (before Ray)
+from selfstudy.experiment import rayenv  # noqa: F401  (before Ray)
 import ray
 import psutil  # Ray brings it along, on a path that it sets
 # ruff: isort: on

@@ -19,7 +19,7 @@ from typing import Any
 # ruff: isort: off
 from selfstudy import devices
 from selfstudy.experiment import resources as shares
-from selfstudy.tune import env as rayenv  # noqa: F401  (before Ray)
+from selfstudy.experiment import rayenv  # noqa: F401  (before Ray)
 # ruff: isort: on
 
 from ray import tune

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 # ruff: isort: off
-from selfstudy.tune import env as rayenv  # noqa: F401  (before Ray)
+from selfstudy.experiment import rayenv  # noqa: F401  (before Ray)
 # ruff: isort: on
 
 import numpy as np
@@ -86,7 +86,7 @@ def mutations(scheduler: TrialScheduler | None) -> dict[str, Any]:
 
 
 def mutated(scheduler: TrialScheduler | None) -> list[dict[str, Any]]:
-    """Few settings that stand for all that the scheduler may come up with."""
+    """Representative settings for checking the mutation space."""
     few = []
     for name, space in mutations(scheduler).items():
         if isinstance(space, Domain):
@@ -97,6 +97,19 @@ def mutated(scheduler: TrialScheduler | None) -> list[dict[str, Any]]:
             some = [space()]
         few += [{name: value} for value in some]
     return few
+
+
+def representatives(given: dict[str, Any], base: dict[str, Any]) -> list[dict[str, Any]]:
+    """Overrides of few trials that stand for all that a search may try.
+
+    Args:
+        given: entries of the ray config.
+        base: a trial's values, in which a scheduler changes some; unused where the search
+            algorithm chooses all values.
+    """
+    settings = corners(given["config"]) if given["search_alg"] else []
+    base = settings[0] if settings else base
+    return settings + [base | changed for changed in mutated(scheduler(given))]
 
 
 def scheduler(given: dict[str, Any]) -> TrialScheduler | None:
