@@ -18,7 +18,7 @@ from selfstudy.losses.banks import bank_nce
 from selfstudy.losses.contrastive import info_nce
 from selfstudy.models.resnet import ResnetModel, init_resnet
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -179,6 +179,7 @@ class CMCTask(PretextTask):
     """What `CMCModel` makes of its banks; they belong to the model, and so do K and T."""
 
     backbone = "cmc"
+    batch_dependent = of_minibatch("accuracy", "top5", "negative", "spread")
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss; how often L finds its a and b in the batch; cosines, and spread."""
