@@ -15,7 +15,7 @@ import paths
 from bench.common import interleave, prepare, table
 from selfstudy import configure, registry
 from selfstudy.models.resnet import CELU
-from selfstudy.train.meters import RunningMean, WeightedMean, read
+from selfstudy.train.meters import Meter, RunningMeter, read
 from selfstudy.train.session import Session
 from selfstudy.types import Batch
 
@@ -51,9 +51,9 @@ def shares(session: Session, repeats: int) -> list[tuple]:
             pass
 
     def metrics() -> None:
-        meter = RunningMean()
-        for batch, found in zip(batches, outs, strict=True):
-            meter.update(found, len(batch.idxs))
+        meter = RunningMeter()
+        for found in outs:
+            meter.update(found)
         read({"train": meter})
 
     seconds = interleave({"steps": steps, "data and augmentation": data, "metrics": metrics},
@@ -94,11 +94,11 @@ def _plain(session: Session) -> nn.Module:
 
 @torch.inference_mode()
 def _loop(session: Session, model: nn.Module, loader) -> dict[str, float]:
-    mean = WeightedMean()
+    mean = Meter()
     for batch in loader.batches():
         views = tuple(view.contiguous() for view in batch.views)
         batch = Batch(views, batch.targets, batch.idxs)
-        mean.update(session.task.evaluate(batch, model(batch))[1], len(batch.idxs))
+        mean.update(session.task.evaluate(batch, model(batch))[1])
     return read({"valid": mean})
 
 

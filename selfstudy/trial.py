@@ -161,7 +161,8 @@ class Trial:
             result["collapsed"] = self.result.get("collapsed", result["round"])
         if self.session.rounds_done == 1:
             result |= self.session.notes()
-        if not _finite(result.get("train_loss", 0.0)):
+        counted = result.get("train_counted", True)
+        if counted and not _finite(result.get("train_loss", 0.0)):
             return self._diverge(result)
         result["done"] = reached(result, self.policy.stop) or self.session.finished
         saved = False

@@ -1,6 +1,7 @@
 """Targets at each pixel: losses and metrics against loops, and how they move with images."""
 
 import dataclasses
+import math
 
 import h5py
 import numpy as np
@@ -55,6 +56,11 @@ def surfaces(n=6, size=16, seed=0):
     return metres.masked_fill(hidden, 0).half()
 
 
+def finished(metrics):
+    """The numbers of a minibatch's metrics."""
+    return {name: item.finish() for name, item in metrics.items()}
+
+
 # ---- depth ----------------------------------------------------------------------------------
 
 
@@ -64,7 +70,7 @@ def test_depth_equals_a_loop_over_the_pixels(use_l2):
     noise = 1 + 0.2 * torch.randn(metres.shape, generator=generator(5))
     out = 4 * (metres.float() * noise - 1)  # quarters of a metre from 1 m on
     out[0, 0] = -7.0  # behind the camera
-    loss, metrics = depth_errors(out, metres, use_l2)
+    loss, _, metrics = depth_errors(out, metres, use_l2)
     errors, near, nearer = [], [], []
     for p, t in zip(out.flatten().double().tolist(), metres.flatten().tolist(), strict=True):
         if t == 0:
@@ -76,7 +82,7 @@ def test_depth_equals_a_loop_over_the_pixels(use_l2):
     errors = np.array(errors)
     expected = {"accuracy": np.mean(near), "strict": np.mean(nearer), "error": errors.mean(),
                 "rmse": np.sqrt((errors**2).mean())}  # fmt: skip
-    assert {name: float(item) for name, item in metrics.items()} == pytest.approx(expected)
+    assert finished(metrics) == pytest.approx(expected)
     # The published scale: centimetres / 25.
     scaled = 100 * errors / 25
     assert float(loss) == pytest.approx((scaled**2).mean() if use_l2 else scaled.mean())
@@ -90,8 +96,9 @@ def test_places_without_a_surface_count_nowhere(garbage, use_l2):
     out = torch.randn(metres.shape, generator=generator(5))
     expected = depth_errors(out, metres, use_l2)
     spoilt = torch.where(metres > 0, out, garbage).requires_grad_()
-    loss, metrics = depth_errors(spoilt, metres, use_l2)
-    assert loss == expected[0] and metrics == expected[1]
+    loss, part, metrics = depth_errors(spoilt, metres, use_l2)
+    assert loss == expected[0] and torch.equal(part.state, expected[1].state)
+    assert finished(metrics) == finished(expected[2])
     loss.backward()
     moved = spoilt.grad != 0
     assert torch.equal(moved, metres > 0) and spoilt.grad.isfinite().all()
@@ -103,7 +110,7 @@ def test_a_batch_without_any_surface_is_no_accident():
     loss, metrics = task("DepthTask", "depth").evaluate(one, output({"fc/depth": out}))
     loss.backward()
     assert loss == 0 and not out.grad.any()
-    assert all(item == 0 for item in metrics.values())
+    assert all(math.isnan(item) for item in finished(metrics).values())
 
 
 def test_depth_task_is_the_mean_of_its_two_heads_at_the_size_of_the_map():
@@ -116,8 +123,8 @@ def test_depth_task_is_the_mean_of_its_two_heads_at_the_size_of_the_map():
     one = batch(depth=metres)
     loss, metrics = task("DepthTask", "depth").evaluate(one, output(logits))
     assert loss == pytest.approx(0.5)
-    assert list(metrics)[:2] == ["accuracy", "loss"] and metrics["accuracy"] == 1
-    assert metrics["mlp_depth_error"] == pytest.approx(0.25)
+    assert list(metrics)[:2] == ["accuracy", "loss"] and metrics["accuracy"].finish() == 1
+    assert metrics["mlp_depth_error"].finish() == pytest.approx(0.25)
     loss, _ = task("DepthTask", "depth", use_l2=True).evaluate(one, output(logits))
     assert loss == pytest.approx(0.5)
     half = {name: item.bfloat16() for name, item in logits.items()}
@@ -149,13 +156,13 @@ def test_foreground_tells_what_accuracy_hides():
     truth = torch.zeros(4, 8, 8, dtype=torch.int64)
     truth[:, 2:4, 2:4] = 3
     guess = F.one_hot(torch.zeros_like(truth), 11).movedim(-1, 1).float()
-    _, metrics = classified(guess, truth)
-    assert metrics["accuracy"] == 60 / 64 and metrics["foreground"] == 0
+    *_, metrics = classified(guess, truth)
+    assert metrics["accuracy"].finish() == 60 / 64 and metrics["foreground"].finish() == 0
     guess[:2, 3, 2:4, 2:4] = 9  # the objects of half of the pictures are found
-    _, metrics = classified(guess, truth)
-    assert metrics["accuracy"] == 62 / 64 and metrics["foreground"] == 0.5
-    _, metrics = classified(guess, torch.zeros_like(truth))
-    assert metrics["foreground"] == 0
+    *_, metrics = classified(guess, truth)
+    assert metrics["accuracy"].finish() == 62 / 64 and metrics["foreground"].finish() == 0.5
+    *_, metrics = classified(guess, torch.zeros_like(truth))
+    assert math.isnan(metrics["foreground"].finish())
 
 
 def test_pixels_are_classified_where_the_heads_are_for_pixels():
@@ -165,7 +172,7 @@ def test_pixels_are_classified_where_the_heads_are_for_pixels():
     dense = {"fc/segment": torch.randn(6, 11, 16, 16), "fc/depth": torch.randn(6, 1, 16, 16)}
     loss, metrics = classify.evaluate(one, output(dense))
     assert torch.allclose(loss, F.cross_entropy(dense["fc/segment"], targets["segment"]))
-    assert metrics["accuracy"] == metrics["fc_segment_accuracy"]
+    assert metrics["accuracy"].finish() == metrics["fc_segment_accuracy"].finish()
     loss, _ = classify.evaluate(one, output({"fc/class": torch.eye(6, 10) * 99}))
     assert loss < 1e-6
 
@@ -195,7 +202,7 @@ def test_pretraining_adds_all_dense_probes():
     wanted = (logits["fc/depth"][:, 0] - 4 * (near - 1))[there].abs().mean()
     wanted = (wanted + F.cross_entropy(logits["fc/segment"], segment[:, ::4, ::4])) / 2
     assert torch.allclose(loss, wanted + F.cross_entropy(angle, one.targets["angle"]))
-    assert metrics["accuracy"] == metrics["fc_segment_accuracy"]
+    assert metrics["accuracy"].finish() == metrics["fc_segment_accuracy"].finish()
     assert {"fc_depth_rmse", "fc_segment_foreground", "pretext_accuracy"} <= metrics.keys()
 
 
@@ -220,12 +227,15 @@ def test_poses_of_turned_images_count_nowhere():
     logits = {"fc/pose": torch.randn(64, 5)}
     _, metrics = rotate.evaluate(one, output(logits, angle=torch.zeros(64, 4)))
     hits = logits["fc/pose"].argmax(1) == pose
-    assert torch.allclose(metrics["fc_pose_accuracy"], hits[upright].float().mean())
+    right = hits[upright].double().mean().item()
+    assert metrics["fc_pose_accuracy"].finish() == pytest.approx(right)
     wanted = F.cross_entropy(logits["fc/pose"][upright], pose[upright])
-    assert torch.allclose(metrics["loss"] - metrics["pretext_loss"], wanted)
+    found = metrics["loss"].finish() - metrics["pretext_loss"].finish()
+    assert found == pytest.approx(wanted.item(), abs=1e-6)
     one.targets["pose"] = torch.full((64,), -100)
     loss, metrics = rotate.evaluate(one, output(logits, angle=torch.zeros(64, 4)))
-    assert loss == metrics["pretext_loss"] and metrics["fc_pose_accuracy"] == 0
+    assert loss.item() == pytest.approx(metrics["pretext_loss"].finish())
+    assert math.isnan(metrics["fc_pose_accuracy"].finish())
 
 
 # ---- moving along ---------------------------------------------------------------------------

@@ -90,13 +90,14 @@ def masked(target):
     out = torch.einsum("kc,bc...->bk...", weight, x[mine])
     if target == "depth":
         metres = torch.where(places, 0.5 + truth, 0)[mine]
-        loss, metrics = depth_errors(out[:, 0], metres, use_l2=True)
+        loss, part, metrics = depth_errors(out[:, 0], metres, use_l2=True)
     else:
-        loss, metrics = classified(out, truth.masked_fill(~places, IGNORED)[mine])
+        loss, part, metrics = classified(out, truth.masked_fill(~places, IGNORED)[mine])
     loss.backward()
-    found = [loss.detach(), weight.grad, *metrics.values()]
-    distributed.all_reduce_mean_(found)
-    return found
+    found = [loss.detach(), weight.grad]
+    states = [item.state for item in (part, *metrics.values())]
+    distributed.all_reduce_mean_(found + states)
+    return found + [item * distributed.size() for item in states]
 
 
 class Checks:

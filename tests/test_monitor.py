@@ -21,7 +21,7 @@ from selfstudy.tasks.classify import ClassifyTask
 from selfstudy.train import online_eval as monitor
 from selfstudy.train.online_eval import CLASSES, HEALTH, Monitor, collapsed, half_half
 from selfstudy.train.session import Session
-from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
+from selfstudy.types import IGNORED, Batch, DataInfo, Features
 from util.errors import UserError
 
 knn_predict = Later("lightly.utils.benchmarking", "knn_predict")
@@ -115,7 +115,7 @@ def minibatches(size=64, again=False):
     for step, where in enumerate(torch.arange(400).split(size)):
         feats = Features(rows[where], rows[where, :, None, None])
         batch = Batch((), {"class": truth[where]}, where)
-        yield step, batch, Output({}, {}, feats)
+        yield step, batch, feats
     if again:
         first = -(-400 // size)
         yield from ((first + step, *rest) for step, *rest in minibatches(size))
@@ -150,10 +150,10 @@ def test_each_image_counts_once(size):
 
 def test_images_without_a_label_count_for_the_embedding_alone():
     def steps():
-        for step, batch, out in minibatches(1):
+        for step, batch, feats in minibatches(1):
             if step % 4:
                 batch.targets["class"] = torch.tensor([IGNORED])
-            yield step, batch, out
+            yield step, batch, feats
 
     rows, truth = clouds()
     found = seen(watching(), steps())
@@ -163,9 +163,9 @@ def test_images_without_a_label_count_for_the_embedding_alone():
 
 def test_without_labels_there_is_no_number():
     def steps(label):
-        for step, batch, out in minibatches():
+        for step, batch, feats in minibatches():
             batch.targets["class"].fill_(label)
-            yield step, batch, out
+            yield step, batch, feats
 
     for label in (IGNORED, 3):
         found = seen(watching(), steps(label))
@@ -176,9 +176,9 @@ def test_without_labels_there_is_no_number():
 
 def test_a_diverged_network_fails_no_measurement():
     def steps():
-        for step, batch, out in minibatches():
-            out.feats.pooled[0, 0] = math.inf
-            yield step, batch, out
+        for step, batch, feats in minibatches():
+            feats.pooled[0, 0] = math.inf
+            yield step, batch, feats
 
     found = seen(watching(), steps())
     assert [*found] == [*HEALTH, *CLASSES] and all(map(math.isnan, found.values()))

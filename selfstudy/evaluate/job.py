@@ -1,5 +1,6 @@
 """Evaluations as jobs: a trial scores a snapshot, a cell of a table each round."""
 
+import math
 import time
 from typing import Any
 
@@ -40,8 +41,10 @@ class Evaluation:
         numbers = self.cell(self.rounds_done, report)
         self.rounds_done += 1
         if (accuracy := numbers.get("valid_accuracy")) is not None:
-            self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
-            numbers |= {"mean_accuracy": accuracy, "best_accuracy": self.best_accuracy}
+            if not math.isnan(accuracy):  # something counted
+                self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
+            best = math.nan if self.best_accuracy is None else self.best_accuracy
+            numbers |= {"mean_accuracy": accuracy, "best_accuracy": best}
         return numbers | {
             "round_s": time.perf_counter() - start,
             "round": self.rounds_done,

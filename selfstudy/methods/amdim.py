@@ -21,7 +21,7 @@ from selfstudy.models.encoder import ImageEncoder
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.models.siamese import check_views
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, draw_rows, of_minibatch
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -98,6 +98,9 @@ class AMDIMTask(PretextTask):
     """
 
     backbone = "amdim"
+    batch_dependent = of_minibatch(
+        "loss", "accuracy", "top5", "nce", "penalty", "negative", "spread"
+    )
 
     def __init__(self, info: DataInfo, tclip: float = 30.0):
         super().__init__(info)
@@ -113,9 +116,10 @@ class AMDIMTask(PretextTask):
         idxs = batch.idxs
 
         def draw(n: int) -> Tensor:
-            return torch.randint(COARSE**2, (n,), generator=generator, device=idxs.device)
+            return torch.randint(COARSE**2, (n, 2), generator=generator, device=idxs.device)
 
-        cells = {f"cell{view}": distributed.draw_share(draw, len(idxs)) for view in (0, 1)}
+        drawn = draw_rows(draw, idxs, generator)
+        cells = {f"cell{view}": drawn[:, view] for view in (0, 1)}
         return dataclasses.replace(batch, targets=batch.targets | cells)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:

@@ -8,7 +8,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
 from selfstudy.models.siamese import Siamese
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
@@ -31,6 +31,7 @@ class BarlowTask(PretextTask):
     """
 
     backbone = "barlow"
+    batch_dependent = of_minibatch("loss", "negative", "spread")
 
     def __init__(self, info: DataInfo, off_diagonal: float = 5e-3):
         super().__init__(info)

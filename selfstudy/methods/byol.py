@@ -10,7 +10,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
 from selfstudy.models.siamese import MomentumEncoder
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, Output
 
 
@@ -27,6 +27,7 @@ class BYOLTask(PretextTask):
     """2 - 2 cos of prediction and projection, summed over both directions."""
 
     backbone = "byol"
+    batch_dependent = of_minibatch("negative", "spread")
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss, and the numbers of `monitors.health`."""

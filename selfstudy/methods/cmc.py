@@ -19,7 +19,7 @@ from selfstudy.losses.contrastive import info_nce
 from selfstudy.models.encoder import ImageEncoder
 from selfstudy.models.resnet import ResnetModel, init_resnet
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -183,6 +183,7 @@ class CMCTask(PretextTask):
     """The loss that `CMCModel` computes with its banks, K and T."""
 
     backbone = "cmc"
+    batch_dependent = of_minibatch("accuracy", "top5", "negative", "spread")
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss; how often L finds its a and b in the batch; cosines, and spread."""

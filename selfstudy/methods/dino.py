@@ -14,7 +14,7 @@ from selfstudy import distributed
 from selfstudy.losses import clusters, monitors
 from selfstudy.models.siamese import MomentumEncoder, ScheduledFlags
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -151,6 +151,7 @@ class DINOTask(PretextTask):
     """
 
     backbone = "dino"
+    batch_dependent = of_minibatch("negative", "spread")
 
     def __init__(self, info: DataInfo, temperature: float = 0.1):
         super().__init__(info)

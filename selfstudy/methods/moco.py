@@ -17,7 +17,7 @@ from selfstudy.losses import contrastive, monitors
 from selfstudy.losses.contrastive import Contrast
 from selfstudy.models.siamese import MomentumEncoder, enqueue
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -91,6 +91,8 @@ class MoCoTask(PretextTask):
             raise UserError(f"MoCoTask.temperature = {temperature}: expected a positive one")
         self.temperature, self.in_batch, self.factor = temperature, in_batch, factor
         self.compare = self.losses()[loss]
+        others = ("loss", "accuracy", "top5", "negative") if in_batch else ()
+        self.batch_dependent = of_minibatch("spread", *others)
 
     def losses(self) -> dict[str, Callable[..., Contrast]]:
         """By name: (queries, keys, queue or None, keys of all, offset) -> `Contrast`."""

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfstudy import distributed
 from selfstudy.data.transforms import Rotate90
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, draw_rows
 from selfstudy.types import IGNORED, Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -61,10 +60,11 @@ class RotateTask(PretextTask):
     def prepare(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """Turn each image by an angle of its own, and its targets with it."""
         images = batch.views[0]
-        count, _, height, width = images.shape
-        params = distributed.draw_share(
-            lambda n: self.turn.draw(n, height, width, generator, images.device), count
-        )
+        height, width = images.shape[2:]
+        params = draw_rows(
+            lambda n: self.turn.draw(n, height, width, generator, images.device),
+            batch.idxs, generator,
+        )  # fmt: skip
         targets = {
             name: self.turn.move(item, params, self.info.kind(name), (height, width))
             for name, item in batch.targets.items()

@@ -8,7 +8,7 @@ from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.models.siamese import Siamese
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
@@ -32,6 +32,7 @@ class SimCLRTask(PretextTask):
     """
 
     backbone = "simclr"
+    batch_dependent = of_minibatch("loss", "accuracy", "top5", "negative", "spread")
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
 from selfstudy.models.siamese import Siamese, check_views
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, Features, Output
 
 
@@ -38,6 +38,7 @@ class SimSiamTask(PretextTask):
     """-cos of prediction and projection, the mean of both directions; -1 is the least."""
 
     backbone = "simsiam"
+    batch_dependent = of_minibatch("negative", "spread")
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss, and the numbers of `monitors.health`, 'spread' that of projections."""

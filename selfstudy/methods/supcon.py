@@ -11,7 +11,7 @@ from selfstudy import distributed
 from selfstudy.losses import contrastive, monitors
 from selfstudy.models.siamese import Siamese
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import IGNORED, Batch, DataInfo, Output
 from util.errors import UserError
 
@@ -35,6 +35,7 @@ class SupConTask(PretextTask):
     """
 
     backbone = "supcon"
+    batch_dependent = of_minibatch("loss", "negative", "spread")
 
     def __init__(self, info: DataInfo, temperature: float = 0.1):
         super().__init__(info)

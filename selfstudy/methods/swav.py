@@ -13,7 +13,7 @@ from selfstudy import distributed
 from selfstudy.losses import clusters, monitors
 from selfstudy.models.siamese import ScheduledFlags, Siamese, enqueue
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -111,6 +111,7 @@ class SwAVTask(PretextTask):
     """
 
     backbone = "swav"
+    batch_dependent = of_minibatch("loss", "negative", "spread")
 
     def __init__(
         self,

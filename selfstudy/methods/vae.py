@@ -15,7 +15,7 @@ from selfstudy.losses import monitors
 from selfstudy.losses.precision import full_precision
 from selfstudy.models.resnet import ResnetModel
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
@@ -162,6 +162,8 @@ class VAETask(PretextTask):
         if lmd < 0:
             raise UserError(f"VAETask.lmd = {lmd}: expected 0 or more")
         self.lmd, self.kl_sum_over_batch = lmd, kl_sum_over_batch
+        sums = ("loss",) if kl_sum_over_batch else ()
+        self.batch_dependent = of_minibatch("spread", *sums)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss, its 'error', the 'kl' of an image in nats, the 'spread' of the codes."""

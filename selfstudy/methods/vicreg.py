@@ -9,7 +9,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors, redundancy
 from selfstudy.models.siamese import Siamese
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, PretextTask
+from selfstudy.tasks.base import Metrics, PretextTask, of_minibatch
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
@@ -37,6 +37,7 @@ class VICRegTask(PretextTask):
     """
 
     backbone = "vicreg"
+    batch_dependent = of_minibatch("loss", "negative", "spread")
 
     def __init__(
         self,

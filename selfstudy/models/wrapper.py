@@ -9,7 +9,7 @@ from selfstudy import registry
 from selfstudy.models.resnet import BackboneName
 from selfstudy.registry import configurable, register
 from selfstudy.storage import snapshot
-from selfstudy.types import Batch, DataInfo, Output
+from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
 
 ENCODER = "backbone.encoder."
@@ -122,6 +122,10 @@ class Wrapper(nn.Module):
         if self.run_selfsup:
             selfsup = self.backbone.selfsup(feats, batch)
         return Output(logits, selfsup, feats[0])
+
+    def encode(self, images: Tensor) -> Features:
+        """Features of images [B, C, H, W], as the probes read them."""
+        return self.backbone.encode(images)
 
     def before_step(self, steps: int) -> None:
         """Called before each step with the number of steps taken."""

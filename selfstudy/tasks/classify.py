@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, ProbeTask
+from selfstudy.tasks.base import ProbeTask, States
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
@@ -37,7 +37,7 @@ class ClassifyTask(ProbeTask):
             f"{WAYS_OUT[self.target]}"
         )
 
-    def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, Metrics]:
+    def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, States]:
         """Mean cross-entropy of the heads of the target."""
         return self.trained(batch, out, self._target(batch, out))
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from selfstudy.registry import configurable, register
-from selfstudy.tasks.base import Metrics, ProbeTask
+from selfstudy.tasks.base import ProbeTask, States
 from selfstudy.types import Batch, DataInfo, Output
 from util.errors import UserError
 
@@ -32,6 +32,6 @@ class DepthTask(ProbeTask):
                 "rendered set type -p 'SynDataset.dense = [\"depth\"]'"
             )
 
-    def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, Metrics]:
+    def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, States]:
         """Mean loss of the two heads, in units of 25 cm (published)."""
         return self.trained(batch, out, "depth", self.use_l2)

@@ -15,7 +15,7 @@ from selfstudy import distributed
 from selfstudy.losses import monitors
 from selfstudy.registry import configurable
 from selfstudy.tasks.base import PretextTask, Task
-from selfstudy.types import IGNORED, Batch, Output
+from selfstudy.types import IGNORED, Batch, Features
 from util.errors import UserError
 
 HEALTH = ("valid_rank_me", "valid_feature_std")
@@ -31,7 +31,8 @@ LINE = 1.2  # RankMe of features that differ in one direction only
 class Monitor:
     """Keeps the features of a validation's first images, and measures them after it.
 
-    They are embeddings of the first view as the task has prepared it (turned, for rotation).
+    They are embeddings of the first view as the data set has it, before the task prepares it
+    (rotation turns it).
     'valid_rank_me' is their effective rank, 'valid_feature_std' their spread on the sphere.
     Where there are classes, the first half of the images is learnt from: 'valid_knn_accuracy'
     is how often its nearest neighbours tell the class of the second half, 'train_class_acc' and
@@ -90,12 +91,16 @@ class Monitor:
         due = self.every and (number % self.every == 0 or number >= rounds)
         self._wanted, self._kept = self.rows if due else 0, []
 
-    def keep(self, step: int, batch: Batch, out: Output) -> None:
-        """Keep a minibatch, the validation's `step`-th, if it is among the first images."""
-        if step * len(batch.idxs) < self._wanted:
+    def wants(self, step: int, batch: Batch) -> bool:
+        """Whether a minibatch, the validation's `step`-th, is among the first images."""
+        return step * len(batch.idxs) < self._wanted
+
+    def keep(self, step: int, batch: Batch, feats: Features) -> None:
+        """Keep the features [B, D] of a minibatch's first views, if it `wants` them."""
+        if self.wants(step, batch):
             unknown = torch.full_like(batch.idxs, IGNORED)
             classes = batch.targets.get("class", unknown)
-            self._kept.append((step, out.feats.pooled.float(), classes))
+            self._kept.append((step, feats.pooled.float(), classes))
 
     def numbers(self) -> dict[str, float]:
         """What was kept of the validation, measured; the same in all processes.

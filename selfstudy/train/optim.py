@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, by torch's names."""
 
 import inspect
+import math
 from typing import Annotated, Any
 
 import torch
@@ -162,7 +163,8 @@ class Schedule:
     def after_round(self, metrics: dict[str, float]) -> None:
         """Step torch's scheduler; ReduceLROnPlateau gets its metric."""
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(metrics[self.metric])
+            if not math.isnan(metrics[self.metric]):  # something counted in this round
+                self.scheduler.step(metrics[self.metric])
         elif self.scheduler is not None:
             self.scheduler.step()
 

@@ -1,6 +1,7 @@
 """One training run on one device: `Session.round` tells the whole story."""
 
 import contextlib
+import math
 import time
 from typing import Annotated, Any, Literal
 
@@ -99,7 +100,7 @@ class Session:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision is torch.float16
         )
-        self.log = meters.RunningMean()
+        self.log = meters.RunningMeter()
         self.rounds_done = 0
         self.steps = 0
         self.best_accuracy: float | None = None
@@ -167,11 +168,15 @@ class Session:
                 log[split] = self._evaluate(split, report)
         self.rounds_done += 1
         numbers = meters.read(log) | self.monitor.numbers()
+        if not self.log.counted("loss"):
+            numbers["train_counted"] = False  # the loss is NaN and has not diverged
         self.schedule.after_round(numbers)
         accuracy = numbers.get("valid_accuracy", numbers.get("train_accuracy"))
         if accuracy is not None:
-            self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
-            numbers |= {"mean_accuracy": accuracy, "best_accuracy": self.best_accuracy}
+            if not math.isnan(accuracy):
+                self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
+            best = math.nan if self.best_accuracy is None else self.best_accuracy
+            numbers |= {"mean_accuracy": accuracy, "best_accuracy": best}
         return numbers | {
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "images_per_s": images / train_seconds,
@@ -205,7 +210,7 @@ class Session:
             batch = self.task.prepare(batch, generator)
             with self._autocast():
                 out = self.forward(batch)
-                loss, metrics = self.task.evaluate(batch, out)
+                loss, states = self.task.evaluate(batch, out)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             distributed.average_gradients(self.optimizer)
@@ -213,7 +218,7 @@ class Session:
             self.scaler.update()
             self.steps += 1
             self.model.after_step(min(1.0, progress / self.rounds))
-            self.log.update(metrics, len(batch.idxs))
+            self.log.update(states)
             images += len(batch.idxs) * len(batch.views) * distributed.size()
             report("train", step + 1, count)
         distributed.broadcast_(self.model.buffers())  # of all processes' state one is saved
@@ -221,8 +226,8 @@ class Session:
         return images
 
     @torch.inference_mode()
-    def _evaluate(self, split: str, report: Report) -> meters.WeightedMean:
-        loader, mean = self.loaders[split], meters.WeightedMean()
+    def _evaluate(self, split: str, report: Report) -> meters.Meter:
+        loader, meter = self.loaders[split], meters.Meter()
         loader.set_round(self.seed, 0)  # the same draws in every round, so that rounds compare
         generator = self._generator(split, 0)
         self.model.eval()
@@ -230,16 +235,19 @@ class Session:
         with distributed.single_process():
             count = len(loader) if self.iters[split] < 0 else self.iters[split]
             for step, batch in enumerate(loader.batches(self.iters[split])):
-                batch = self.task.prepare(batch, generator)
+                views, batch = batch.views, self.task.prepare(batch, generator)
                 if step % size == rank:  # others are drawn all the same, to draw alike
                     with self._autocast():
                         out = self.forward(batch)
-                        _, metrics = self.task.evaluate(batch, out)
-                    mean.update(metrics, len(batch.idxs))
-                    if split == "valid":
-                        self.monitor.keep(step, batch, out)
+                        _, states = self.task.evaluate(batch, out)
+                        if split == "valid" and self.monitor.wants(step, batch):
+                            feats = out.feats
+                            if batch.views[0] is not views[0]:  # the task has changed it
+                                feats = self.model.encode(views[0])
+                            self.monitor.keep(step, batch, feats)
+                    meter.update(states)
                 report(split, step + 1, count)
-        return mean.merged()
+        return meter.merged()
 
     def _generator(self, split: str, number: int | None = None) -> torch.Generator:
         number = self.rounds_done if number is None else number
