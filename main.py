@@ -1,23 +1,23 @@
 """The command line: plan trials, check them, and run them with Ray or without."""
 
 import argparse
+import dataclasses
 import os
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 # OpenMP's waiting threads spin by default, which cost a factor of three on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import paths
-from selfstudy import extra
-from selfstudy import run as driver
-from selfstudy import study as stages
+from selfstudy import extra, run, study
 from selfstudy.configure import INCLUDE, Spec, text_of
 from selfstudy.experiment import names, rayconfig, summary
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import resources as shares
 from selfstudy.experiment.plan import Plan
+from selfstudy.experiment.rayconfig import RayArgs
+from selfstudy.experiment.resources import fit_resources
 from selfstudy.storage.mirror import Mirror
 from util.environment import cpus
 from util.errors import UserError, cause, reports_errors
@@ -66,25 +66,26 @@ def ray_config(args: argparse.Namespace) -> str:
     return args.ray_config or "single_run"
 
 
-def planned(args: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
+def planned(args: argparse.Namespace) -> tuple[Plan, RayArgs]:
     """The plan, a new one from the flags or the stored one, and its ray config's entries."""
     if args.resume:
         plan = _stored(args)
-        return plan, plan.given(accept_changes=bool(args.ray_config))
+        return plan, plan.ray_args(accept_changes=bool(args.ray_config))
     name = ray_config(args)
-    given = rayconfig.exp_args(name, args.settings)
-    default = () if INCLUDE in given["config"] else DEFAULT_GIN
+    ray_args = rayconfig.exp_args(name, args.settings)
+    default = () if INCLUDE in ray_args.config else DEFAULT_GIN
     spec = Spec(tuple(args.gin_config or default), tuple(args.gin_param))
-    names.check(spec, given["config"])
-    given["checkpoint_at_end"] |= args.checkpoint_at_end
+    names.check(spec, ray_args.config)
+    if args.checkpoint_at_end:
+        ray_args = dataclasses.replace(ray_args, checkpoint_at_end=True)
     variants = None
-    if rayconfig.is_drawn(given["config"]) and not given["search_alg"]:
+    if rayconfig.has_variants(ray_args.config) and not ray_args.search_alg:
         from selfstudy.tune.search import variants
     exp_id = args.exp_id or plans.fresh_id()
-    plan = plans.make(exp_id, spec, name, given, variants, args.settings)
+    plan = plans.make(exp_id, spec, name, ray_args, variants, args.settings)
     if not (args.dry_run or args.print_config):
-        driver.refuse_existing(plan.exp_id, plan.exists())
-    return plan, given
+        run.refuse_existing(plan.exp_id, plan.exists())
+    return plan, ray_args
 
 
 def _fetch(exp_id: str | None) -> None:
@@ -116,14 +117,14 @@ def _stored(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def follow_up(plan: Plan, ended: driver.RunResult, leaves_weights: bool) -> None:
+def follow_up(plan: Plan, result: run.RunResult, leaves_weights: bool) -> None:
     """Print what to type next."""
-    if ended.early:
-        ended.follow_up(plan.exp_id)
+    if result.early:
+        result.follow_up(plan.exp_id)
         return
     if plan.total > 1 and (best := summary.best(plan)):
         print(f"\n{best}")
-    if not ended.code and (lines := summary.next_commands(plan, DEFAULT_GIN, leaves_weights)):
+    if not result.code and (lines := summary.next_commands(plan, DEFAULT_GIN, leaves_weights)):
         print("\nnext:", *lines, sep="\n  ")
 
 
@@ -133,7 +134,7 @@ def _announce(text: str) -> None:
         print(f"{text} ...", file=sys.stderr, flush=True)
 
 
-def study(args: argparse.Namespace, name: str) -> int:
+def run_study(args: argparse.Namespace, name: str) -> int:
     """Run or continue a study, see `selfstudy.study`; returns the exit code."""
     if args.gin_config or args.print_config:
         raise UserError(f"{name} is a study, which names its own gin files: leave -g and "
@@ -141,14 +142,14 @@ def study(args: argparse.Namespace, name: str) -> int:
     if args.resume:
         if args.settings or args.gin_param:
             raise UserError("--resume: a study's -p and --set are settled; choose another -e")
-        found = stages.stored(args.exp_id, accept_changes=bool(args.ray_config))
+        found = study.stored(args.exp_id, accept_changes=bool(args.ray_config))
     else:
         exp_id = args.exp_id or plans.fresh_id()
-        found = stages.make(exp_id, name, tuple(args.settings), tuple(args.gin_param))
-    how = driver.RunOptions(args.local_mode, args.address, args.quiet)
-    checked = stages.check(found, prepare=not args.dry_run, resumed=args.resume)
-    stages.show(found, checked, how)
-    return 0 if args.dry_run else stages.run(found, checked, how)
+        found = study.make(exp_id, name, tuple(args.settings), tuple(args.gin_param))
+    options = run.RunOptions(args.local_mode, args.address, args.quiet)
+    checked = study.check(found, prepare=not args.dry_run, resumed=args.resume)
+    study.show(found, checked, options)
+    return 0 if args.dry_run else study.run(found, checked, options)
 
 
 @reports_errors
@@ -171,9 +172,9 @@ def main() -> int:
         names.check(Spec(tuple(args.gin_config), tuple(args.gin_param)))
         rayconfig.ray_file(name)
     _announce(f"checking {args.exp_id or name}")
-    if stages.is_stored(args.exp_id) if args.resume else rayconfig.is_study(name):
-        return study(args, name)
-    plan, given = planned(args)
+    if study.is_stored(args.exp_id) if args.resume else rayconfig.is_study(name):
+        return run_study(args, name)
+    plan, ray_args = planned(args)
     if args.local_mode and plan.is_ranked:
         raise UserError(
             f"-l runs one trial after another, and {plan.ray} compares trials as they run: "
@@ -187,24 +188,24 @@ def main() -> int:
         return 0
     from selfstudy import devices
 
-    found = driver.check(plan, given, prepare=not args.dry_run, resumed=args.resume)
+    found = run.check(plan, ray_args, prepare=not args.dry_run, resumed=args.resume)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     gpus = 0 if args.address else devices.gpus()
     if not args.address:
-        resources, _ = shares.fit(resources, cpus(), gpus)
+        resources, _ = fit_resources(resources, cpus(), gpus)
     elif not args.dry_run:
         from selfstudy.tune import cluster
 
         cluster.check_address(args.address)
     if args.dry_run:
-        driver.show_plan(plan, found, resources, gpus)
+        run.show_plan(plan, found, resources, gpus)
         return 0
     print(f"experiment {plan.exp_id}: {plan.total} trials, in {plan.folder}")
-    driver.show_room(plan, found)
-    how = driver.RunOptions(args.local_mode, args.address, args.quiet)
-    ended = driver.execute(plan, given, found, how, args.resume, bool(args.settings))
-    follow_up(plan, ended, found.leaves_weights)
-    return ended.code
+    run.show_room(plan, found)
+    options = run.RunOptions(args.local_mode, args.address, args.quiet)
+    result = run.execute(plan, ray_args, found, options, args.resume, bool(args.settings))
+    follow_up(plan, result, found.leaves_weights)
+    return result.code
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ import torch
 
 from selfstudy import configure, devices, registry, values
 from selfstudy.configure import Spec
-from selfstudy.experiment import local as solo
+from selfstudy.experiment import local, preflight, rayconfig
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import preflight, rayconfig
-from selfstudy.experiment import resources as shares
 from selfstudy.experiment.interrupts import Interrupts
 from selfstudy.experiment.plan import Plan
+from selfstudy.experiment.rayconfig import RayArgs
+from selfstudy.experiment.resources import fit_resources
 from selfstudy.train.session import Session
 from util.environment import cpus
 from util.errors import UserError, nearest
@@ -225,9 +225,11 @@ class Preset:
         Raises:
             UserError: it exists with other bindings, is being run, or has failed.
         """
-        plan, given = self._plan(exp_id or plans.fresh_id(), settings)
-        found = preflight.check(plan, given, prepare=True, resumed=plan.exists())
-        resources, _ = shares.fit(plan.exp_args["resources_per_trial"], cpus(), devices.gpus())
+        plan, ray_args = self._plan(exp_id or plans.fresh_id(), settings)
+        found = preflight.check(plan, ray_args, prepare=True, resumed=plan.exists())
+        resources, _ = fit_resources(
+            plan.exp_args["resources_per_trial"], cpus(), devices.gpus()
+        )
         (row,) = plan.rows
         last = plan.last(row)
         shown = {
@@ -242,16 +244,16 @@ class Preset:
                 shown, total=1, metric=metric, mode=mode, quiet=quiet
             ) as progress:
                 interrupts.say = progress.say
-                failed, _ = solo.run(plan, progress, resources, interrupts)
+                failed, _ = local.run(plan, progress, resources, interrupts)
             plan.note("end", code=interrupts.code or (3 if failed else 0))
         if failed:
             raise UserError(f"{plan.exp_id} has failed: {failed[row.name]}", 3)
         return plan.last(row)
 
-    def _plan(self, exp_id: str, settings: Sequence[str]) -> tuple[Plan, dict[str, Any]]:
+    def _plan(self, exp_id: str, settings: Sequence[str]) -> tuple[Plan, RayArgs]:
         """The stored plan of an experiment that exists, else a new one; its ray config."""
-        given = rayconfig.exp_args("single_run", settings)
-        plan = plans.make(exp_id, self.spec, "single_run", given, None, settings)
+        ray_args = rayconfig.exp_args("single_run", settings)
+        plan = plans.make(exp_id, self.spec, "single_run", ray_args, None, settings)
         plan.command = self.command(exp_id)
         if plan.exists():
             stored = Plan.stored(exp_id)
@@ -259,8 +261,8 @@ class Preset:
                 raise UserError(
                     f"experiment '{exp_id}' exists with other bindings: take another name", 4
                 )
-            return stored, stored.given()
-        return plan, given
+            return stored, stored.ray_args()
+        return plan, ray_args
 
 
 class MoCoV2(Preset):

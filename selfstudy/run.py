@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from selfstudy.experiment import resources as shares
 from selfstudy.experiment import summary
 from selfstudy.experiment.interrupts import CODES, Interrupts
 from selfstudy.experiment.plan import Plan
+from selfstudy.experiment.rayconfig import RayArgs
+from selfstudy.experiment.resources import fit_resources, packing, trials_at_once
 from selfstudy.storage.mirror import Mirror
 from util.environment import cpus
 from util.errors import UserError, cause
@@ -70,12 +71,12 @@ def refuse_existing(exp_id: str, exists: bool) -> None:
         )
 
 
-def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool) -> "Preflight":
+def check(plan: Plan, ray_args: RayArgs, prepare: bool, resumed: bool) -> "Preflight":
     """Check every trial before anything starts, with Ray's part where the plan has one.
 
     Args:
         plan: what is to run.
-        given: entries of its ray config, with scheduler and search algorithm.
+        ray_args: entries of its ray config, with scheduler and search algorithm.
         prepare: make data files that are missing.
         resumed: whether some trials may have ended.
 
@@ -85,9 +86,9 @@ def check(plan: Plan, given: dict[str, Any], prepare: bool, resumed: bool) -> "P
     from selfstudy.experiment import preflight
 
     search = None
-    if given["scheduler"] or given["search_alg"]:
+    if ray_args.scheduler or ray_args.search_alg:
         from selfstudy.tune import search
-    return preflight.check(plan, given, prepare, resumed, search=search)
+    return preflight.check(plan, ray_args, prepare, resumed, search=search)
 
 
 def show_plan(plan: Plan, found: "Preflight", resources: dict[str, float], gpus: float) -> None:
@@ -97,8 +98,8 @@ def show_plan(plan: Plan, found: "Preflight", resources: dict[str, float], gpus:
     more = plan.total - len(plan.rows)
     if more:
         print(f"{more} trials that a search will choose ({plan.exp_args['search_alg']})")
-    side = shares.at_once(resources, cpus(), gpus)
-    print(f"{plan.total} trials, {shares.packing(resources, cpus(), gpus)}; "
+    side = trials_at_once(resources, cpus(), gpus)
+    print(f"{plan.total} trials, {packing(resources, cpus(), gpus)}; "
           f"results in {plan.folder}")  # fmt: skip
     show_room(plan, found)
     print(summary.duration(plan, found.total(plan), side))
@@ -128,9 +129,9 @@ def shown(plan: Plan, found: "Preflight") -> dict[str, TrialProgress]:
 
 def execute(
     plan: Plan,
-    given: dict[str, Any],
+    ray_args: RayArgs,
     found: "Preflight",
-    how: RunOptions,
+    options: RunOptions,
     resumed: bool = False,
     changed: bool = False,
 ) -> RunResult:
@@ -138,19 +139,19 @@ def execute(
 
     Args:
         plan: what to run; it is written down first.
-        given: the entries of its ray config, with Ray's objects.
+        ray_args: the entries of its ray config, with Ray's objects.
         found: what the checks have found.
-        how: with Ray or without.
+        options: with Ray or without.
         resumed: the plan is on the disk already.
         changed: ... and differs from the one there by `--set`.
     """
     try:
-        return _executed(plan, given, found, how, resumed, changed)
+        return _executed(plan, ray_args, found, options, resumed, changed)
     except KeyboardInterrupt as error:  # the second one, which waits for nothing
         return RunResult(getattr(error, "code", CODES[signal.SIGINT]), "interrupted")
 
 
-def _executed(plan, given, found, how, resumed, changed) -> RunResult:
+def _executed(plan, ray_args, found, options, resumed, changed) -> RunResult:
     from selfstudy import devices
 
     start = time.monotonic()
@@ -168,14 +169,14 @@ def _executed(plan, given, found, how, resumed, changed) -> RunResult:
         unsaved: dict[str, str] = {}
         if left:
             try:
-                failed, unsaved = _run(plan, given, found, interrupts, how)
+                failed, unsaved = _run(plan, ray_args, found, interrupts, options)
             except UserError:  # such as a cluster that cannot be used
                 plan.forget()
                 raise
-        elif given["search_alg"]:
+        elif ray_args.search_alg:
             from selfstudy.tune import search
 
-            search.settle(plan, given)
+            search.settle(plan, ray_args)
         code = interrupts.code or (3 if failed or unsaved or diverged(plan) else 0)
         plan.note("end", code=code)
         upload(plan.folder)
@@ -199,32 +200,38 @@ def upload(folder: Path) -> None:
 
 def _run(
     plan: Plan,
-    given: dict[str, Any],
+    ray_args: RayArgs,
     found: "Preflight",
     interrupts: Interrupts,
-    how: RunOptions,
+    options: RunOptions,
 ) -> Outcome:
     from selfstudy import devices
 
-    if how.local:
+    if options.local:
         wanted = plan.exp_args["resources_per_trial"]
-        resources, notes = shares.fit(wanted, cpus(), devices.gpus())
-        with _progress(plan, found, how, notes, interrupts) as progress:
-            from selfstudy.experiment import local as solo
+        resources, notes = fit_resources(wanted, cpus(), devices.gpus())
+        with _progress(plan, found, options, notes, interrupts) as progress:
+            from selfstudy.experiment import local
 
-            return solo.run(plan, progress, resources, interrupts)
-    from selfstudy.tune import cluster
-    from selfstudy.tune import runner as study
+            return local.run(plan, progress, resources, interrupts)
+    from selfstudy.tune import cluster, runner
 
     try:
-        have = cluster.start(how.address, how.quiet, plan.folder)
+        have = cluster.start(options.address, options.quiet, plan.folder)
         interrupts.listen()
-        resources, notes = shares.fit(plan.exp_args["resources_per_trial"], *have)
+        resources, notes = fit_resources(plan.exp_args["resources_per_trial"], *have)
         if plan.total > 1:
-            print(shares.packing(resources, *have), flush=True)
-        with _progress(plan, found, how, notes, interrupts) as progress:
-            return study.run(
-                plan, given, progress, resources, interrupts, how.quiet, have, found.typical
+            print(packing(resources, *have), flush=True)
+        with _progress(plan, found, options, notes, interrupts) as progress:
+            return runner.run(
+                plan,
+                ray_args,
+                progress,
+                resources,
+                interrupts,
+                options.quiet,
+                have,
+                found.typical,
             )
     finally:
         cluster.stop()
@@ -237,10 +244,14 @@ def diverged(plan: Plan) -> bool:
 
 @contextlib.contextmanager
 def _progress(
-    plan: Plan, found: "Preflight", how: RunOptions, notes: list[str], interrupts: Interrupts
+    plan: Plan,
+    found: "Preflight",
+    options: RunOptions,
+    notes: list[str],
+    interrupts: Interrupts,
 ) -> Iterator[ProgressTable]:
     metric, mode = plan.objectives[0]
-    quiet = how.quiet or plan.exp_args["verbose"] == 0
+    quiet = options.quiet or plan.exp_args["verbose"] == 0
     trials = shown(plan, found)
     with ProgressTable(
         trials, total=plan.total, metric=metric, mode=mode, quiet=quiet

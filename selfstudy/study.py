@@ -1,7 +1,7 @@
 """Studies: experiments that follow one another, planned together, and a report at the end.
 
 Each stage is an ordinary experiment `<study>/<stage>` with its own plan, so that everything
-works on it that works on experiments. When a stage has ended its checkpoints get their names,
+works on it that works on experiments. When a stage has result its checkpoints get their names,
 and the next one may start from them. `study.json` says what the study is.
 """
 
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import paths
 from selfstudy import configure, registry
-from selfstudy import run as driver
+from selfstudy import run as runs
 from selfstudy.experiment import disk, rayconfig
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import resources as shares
 from selfstudy.experiment.plan import Plan
 from selfstudy.experiment.rayconfig import Stage
+from selfstudy.experiment.resources import fit_resources, trials_at_once
 from selfstudy.storage import relocate
 from selfstudy.storage.checkpoints import is_snapshot, short_name, under_experiments
 from util import files
@@ -96,7 +96,7 @@ def make(exp_id: str, ray: str, settings: tuple[str, ...], params: tuple[str, ..
         else:
             spec = configure.Spec(stage.gin, (*stage.params, *params))
             plan = plans.make(
-                name, spec, ray, stage.exp_args, lambda *_, rows=stage.trials: rows, settings
+                name, spec, ray, stage.ray_args, lambda *_, rows=stage.trials: rows, settings
             )
         planned.append((stage, plan))
     command = shlex.join(["python", *sys.argv])
@@ -140,7 +140,7 @@ def stored(exp_id: str, accept_changes: bool = False) -> Study:
 
 
 def check(study: Study, prepare: bool, resumed: bool) -> list["Preflight"]:
-    """Check the trials of all stages, of later ones as if the earlier had ended well.
+    """Check the trials of all stages, of later ones as if the earlier had result well.
 
     Args:
         study: the study.
@@ -154,13 +154,13 @@ def check(study: Study, prepare: bool, resumed: bool) -> list["Preflight"]:
     from selfstudy.experiment import preflight
 
     if prepare and not resumed:
-        driver.refuse_existing(study.exp_id, study.folder.exists())
+        runs.refuse_existing(study.exp_id, study.folder.exists())
     registry.discover()
     found, promised = [], set()
     for stage, plan in study.stages:
         _require_made(study, plan, promised)
         begun = resumed and plan.exists()
-        found.append(preflight.check(plan, stage.exp_args, prepare, begun, promised))
+        found.append(preflight.check(plan, stage.ray_args, prepare, begun, promised))
         if stage.move:
             promised |= {_destination(stage, plan, row) for row in plan.rows}
     return found
@@ -183,18 +183,18 @@ def _require_made(study: Study, plan: Plan, promised: set[str]) -> None:
                             f"snapshot '{name}'{nearest(name, promised)}")  # fmt: skip
 
 
-def show(study: Study, found: list["Preflight"], how: driver.RunOptions) -> None:
+def show(study: Study, found: list["Preflight"], options: runs.RunOptions) -> None:
     """Print the stages with what they vary and how long they may take."""
     from selfstudy import devices
 
     rows, whole = [], 0.0
     for (stage, plan), checked in zip(study.stages, found, strict=True):
         each = None
-        if not how.address:  # whose machines are not known here
+        if not options.address:  # whose machines are not known here
             have = cpus(), devices.gpus()
-            resources, _ = shares.fit(plan.exp_args["resources_per_trial"], *have)
+            resources, _ = fit_resources(plan.exp_args["resources_per_trial"], *have)
             each = _seconds(plan, resources)
-            side = 1 if how.local else shares.at_once(resources, *have)
+            side = 1 if options.local else trials_at_once(resources, *have)
             whole += sum(each or ()) / side
         rows.append([stage.name, plan.total, _variety(plan), round(checked.total(plan)),
                      "?" if each is None else clock(sum(each))])  # fmt: skip
@@ -229,8 +229,8 @@ def _seconds(plan: Plan, resources: dict[str, float]) -> list[float] | None:
         if kind not in known:
             values = {key: item for key, item in row.overrides.items() if key != PRETRAINED}
             known[kind] = duration.seconds(plan.spec, values, resources)
-    each = [known[_kind(row)] for row in plan.rows]
-    return None if None in each else [seconds + OVERHEAD for seconds in each]
+    each = [seconds for row in plan.rows if (seconds := known[_kind(row)]) is not None]
+    return None if len(each) < len(plan.rows) else [seconds + OVERHEAD for seconds in each]
 
 
 def _kind(row: plans.Row) -> str:
@@ -241,7 +241,7 @@ def _kind(row: plans.Row) -> str:
 # ---- running --------------------------------------------------------------------------------
 
 
-def run(study: Study, found: list["Preflight"], how: driver.RunOptions) -> int:
+def run(study: Study, found: list["Preflight"], options: runs.RunOptions) -> int:
     """Run the stages one after another and write the report; returns the exit code."""
     start = time.monotonic()
     study.write()
@@ -249,34 +249,34 @@ def run(study: Study, found: list["Preflight"], how: driver.RunOptions) -> int:
     for number, ((stage, plan), checked) in enumerate(zip(study.stages, found, strict=True)):
         print(f"\n{study.exp_id}, stage {number + 1} of {len(study.stages)}: {stage.name}, "
               f"{plan.total} trials", flush=True)  # fmt: skip
-        ended = _run_stage(study, stage, plan, checked, how)
-        code = max(code, ended.code)
-        if ended.early:
-            ended.follow_up(study.exp_id)
-            return ended.code
+        result = _run_stage(study, stage, plan, checked, options)
+        code = max(code, result.code)
+        if result.early:
+            result.follow_up(study.exp_id)
+            return result.code
     from selfstudy.analysis import report
 
     path = study.folder / REPORT
     report.write([study.exp_id], path)
-    driver.upload(study.folder)
+    runs.upload(study.folder)
     print(f"\n{clock(time.monotonic() - start)} in all; open {path}")
     return code
 
 
 def _run_stage(
-    study: Study, stage: Stage, plan: Plan, checked: "Preflight", how: driver.RunOptions
-) -> driver.RunResult:
+    study: Study, stage: Stage, plan: Plan, checked: "Preflight", options: runs.RunOptions
+) -> runs.RunResult:
     begun = plan.exists()
     plan.waiting = frozenset(_waiting(study, plan))
     if plan.waiting:
         few = f"{len(plan.waiting)} of {plan.total} trials"
         print(f"{few} cannot begin: their snapshot was not made")
     if not begun or plan.unfinished():
-        ended = driver.execute(plan, stage.exp_args, checked, how, resumed=begun)
-        if ended.early:
-            return ended
+        result = runs.execute(plan, stage.ray_args, checked, options, resumed=begun)
+        if result.early:
+            return result
     else:
-        ended = driver.RunResult(3 if driver.diverged(plan) else 0)
+        result = runs.RunResult(3 if runs.diverged(plan) else 0)
         print("all trials have ended")
     if stage.move:
         ended_well = {name for name, status in plan.statuses().items() if status == "done"}
@@ -284,7 +284,7 @@ def _run_stage(
         moves = [move for move in moves if move[0].parent.name in ended_well]
         relocate.move(moves)
         _draw(moves)
-    return dataclasses.replace(ended, code=max(ended.code, 3 * bool(plan.waiting)))
+    return dataclasses.replace(result, code=max(result.code, 3 * bool(plan.waiting)))
 
 
 def _draw(moves: list[relocate.Move]) -> None:
@@ -299,7 +299,7 @@ def _draw(moves: list[relocate.Move]) -> None:
 
 
 def _waiting(study: Study, plan: Plan) -> Iterator[str]:
-    """Trials that cannot begin, since the pretraining they start from has not ended well."""
+    """Trials that cannot begin, since the pretraining they start from has not result well."""
     for row in plan.rows:
         name = row.overrides.get(PRETRAINED)
         if name and name.startswith(f"{study.exp_id}/"):

@@ -8,6 +8,7 @@ import paths
 from selfstudy import configure
 from selfstudy.experiment import disk, rayconfig
 from selfstudy.experiment import plan as plans
+from selfstudy.experiment.rayconfig import RayArgs
 from selfstudy.storage import checkpoints, snapshot
 from selfstudy.storage.retention import CheckpointPolicy as Policy
 from selfstudy.trial import Trial
@@ -24,8 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def planned(count=4, **more):
-    given = rayconfig.DEFAULTS | {"num_samples": count} | more
-    plan = plans.make("x", SPEC, "single_run", given, None)
+    plan = plans.make("x", SPEC, "single_run", RayArgs(num_samples=count, **more), None)
     plan.folder.mkdir()
     plan.write()
     return plan

@@ -10,7 +10,7 @@ import pytest
 import paths
 from selfstudy import configure
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import rayconfig
+from selfstudy.experiment.rayconfig import RayArgs
 from util import environment
 from util.files import sha256
 
@@ -183,7 +183,7 @@ def test_an_experiment_keeps_changes_and_forgets_them(root, ask, exp_dir, tmp_pa
     write(root, {"util/b.py": "other\n"})
     write(tmp_path, {"one/a.py": "a\n", "two/notes.txt": ""})
     ask(root, tmp_path / "one", tmp_path / "two")
-    plan = plans.make("x", configure.Spec(), "single_run", dict(rayconfig.DEFAULTS), None)
+    plan = plans.make("x", configure.Spec(), "single_run", RayArgs(), None)
     plan.folder.mkdir()
     plan.write()
     kept = json.loads((plan.folder / paths.ENVIRONMENT).read_text())["code"]

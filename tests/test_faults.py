@@ -32,6 +32,7 @@ from selfstudy.experiment import failures, rayconfig, upkeep
 from selfstudy.experiment import plan as plans
 from selfstudy.experiment.interrupts import Interrupted, Interrupts
 from selfstudy.experiment.plan import Plan
+from selfstudy.experiment.rayconfig import RayArgs
 from selfstudy.storage import checkpoints, snapshot
 from selfstudy.storage.ownership import Superseded
 from selfstudy.storage.retention import CheckpointPolicy
@@ -41,6 +42,8 @@ from util import files
 from util.errors import UserError
 
 cluster, search = Later("selfstudy.tune.cluster"), Later("selfstudy.tune.search")
+optuna_study = Later("selfstudy.tune.optuna_study")
+replay = Later("selfstudy.tune.replay")
 
 SPEC = configure.Spec(("simulation/search",), ())
 STUDY = ["-r", "simulated", "-g", "simulation/search"]
@@ -223,7 +226,7 @@ def test_a_search_hears_of_every_failure(experiments):
     plan = Plan.stored("s")
     statuses = list(plan.statuses().values())
     assert set(statuses) <= {"diverged", "stopped"} and len(statuses) == 4
-    backend = optuna.storages.journal.JournalFileBackend(str(plan.folder / search.OPTUNA))
+    backend = optuna.storages.journal.JournalFileBackend(str(plan.folder / optuna_study.OPTUNA))
     study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
     states = [one.state.name for one in study.trials]
     assert sorted(states) == sorted(
@@ -660,7 +663,7 @@ def test_a_machine_that_dies_has_left_the_plan_in_the_mirror(run, monkeypatch, t
     monkeypatch.setenv("SELFSTUDY_MIRROR", f"file://{tmp_path}/mirror")
     with monkeypatch.context() as patch:
         fails_after(patch, 3, KeyboardInterrupt())  # nothing is tidied up
-        patch.setattr(main.driver, "upload", None)
+        patch.setattr(main.run, "upload", None)
         run("-e", "s", *STUDY)
     shutil.rmtree(paths.EXP_DIR / "s")
     assert run("-e", "s", "--resume")[0] == 0
@@ -703,9 +706,9 @@ def test_a_scheduler_is_told_again_what_it_has_seen(run, monkeypatch, name):
     assert sorted(plan.statuses().values()) == [
         "diverged", "done", "done", "interrupted", "planned", "planned"]  # fmt: skip
     given = {"name": name, "grace_period": 1, "time_attr": "training_iteration"}
-    made = search.scheduler({"scheduler": given})
+    made = search.scheduler(RayArgs(scheduler=given))
     made.set_search_properties("mean_accuracy", "max")
-    search.remember(plan, made, lambda one: one.config["number"])
+    replay.replay(plan, made, lambda one: one.config["number"])
     again = Running(3)
     made.on_trial_add(None, again)
     line = plan.last(plan.rows[3])
@@ -719,13 +722,13 @@ def test_a_scheduler_is_told_again_what_it_has_seen(run, monkeypatch, name):
 
 def test_a_resumed_search_does_not_suggest_the_same_again(experiments):
     pytest.importorskip("optuna")
-    given = rayconfig.exp_args("simulated_search")
-    plan = plans.make("s", SPEC, "simulated_search", given, None)
+    ray_args = rayconfig.exp_args("simulated_search")
+    plan = plans.make("s", SPEC, "simulated_search", ray_args, None)
     plan.folder.mkdir()
     plan.write()
     for start in range(3):
         inner = search.searcher(rayconfig.exp_args("simulated_search"))
-        asked = search.Search(plan, inner, given["config"], [], 9, lambda row: None,
+        asked = search.Search(plan, inner, ray_args.config, [], 9, lambda row: None,
                               lambda: False)  # fmt: skip
         asked.suggest(f"{start}a")
         asked.suggest(f"{start}b")
@@ -736,19 +739,19 @@ def test_a_resumed_search_does_not_suggest_the_same_again(experiments):
 
 def test_a_search_hears_of_what_ended_unnoticed(experiments):
     optuna = pytest.importorskip("optuna")
-    given = rayconfig.exp_args("simulated_search")
-    plan = plans.make("s", SPEC, "simulated_search", given, None)
+    ray_args = rayconfig.exp_args("simulated_search")
+    plan = plans.make("s", SPEC, "simulated_search", ray_args, None)
     plan.folder.mkdir()
     plan.write()
-    inner = search.searcher(given)
-    asked = search.Search(plan, inner, given["config"], [], 9, lambda row: None, lambda: False)
+    inner = search.searcher(ray_args)
+    asked = search.Search(plan, inner, ray_args.config, [], 9, lambda row: None, lambda: False)
     for name in "abc":
         asked.suggest(name)
     for row, more in zip(plan.rows, ({}, {"simulation.fault": "nan"}, {}), strict=True):
         one = trial(plan.folder / row.name, overrides=row.overrides | more)
         finish(one) if row is not plan.rows[2] else one.step()
     search.settle(Plan.stored("s"), rayconfig.exp_args("simulated_search"))
-    backend = optuna.storages.journal.JournalFileBackend(str(plan.folder / search.OPTUNA))
+    backend = optuna.storages.journal.JournalFileBackend(str(plan.folder / optuna_study.OPTUNA))
     study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
     assert [one.state.name for one in study.trials] == ["COMPLETE", "FAIL", "RUNNING"]
     assert study.trials[0].value == plan.last(plan.rows[0])["mean_accuracy"]
@@ -771,14 +774,14 @@ def test_a_changed_ray_config_is_refused_unless_it_is_named(run, monkeypatch, tm
     with pytest.raises(
         UserError, match="mine.py has changed since 's' was planned.*add -r mine"
     ):
-        Plan.stored("s").given(False)
-    found = Plan.stored("s").given(True)
-    assert found["scheduler"]._reduction_factor == 2
+        Plan.stored("s").ray_args(False)
+    found = Plan.stored("s").ray_args(True)
+    assert found.scheduler._reduction_factor == 2
     (tmp_path / "ray" / "mine.py").write_text(text)
-    assert Plan.stored("s").given(False)["search_alg"]
+    assert Plan.stored("s").ray_args(False).search_alg
     (tmp_path / "ray" / "mine.py").unlink()
     with pytest.raises(UserError, match="no ray config is called 'mine'"):
-        Plan.stored("s").given(False)
+        Plan.stored("s").ray_args(False)
 
 
 def test_a_grid_needs_its_ray_config_no_more(run, monkeypatch, tmp_path):

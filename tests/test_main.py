@@ -1,5 +1,6 @@
 """The command line as a user types it: mistakes, plans without data, and tiny real runs."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -20,7 +21,8 @@ from selfstudy import configure, devices
 from selfstudy.configure import Spec
 from selfstudy.experiment import local as solo
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import rayconfig, summary
+from selfstudy.experiment import summary
+from selfstudy.experiment.rayconfig import RayArgs
 from selfstudy.storage import snapshot
 from util.errors import UserError
 
@@ -209,7 +211,7 @@ WRONG += WRONG_SEARCHES
 def test_a_wrong_command_line_is_one_line_and_starts_nothing(
     line, expected, typed, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(main.driver, "execute", lambda *args: pytest.fail("it was started"))
+    monkeypatch.setattr(main.run, "execute", lambda *args: pytest.fail("it was started"))
     code, out, err = typed(*shlex.split(line))
     text = re.sub(r"\(known: .*\)$", "{known}", err.removesuffix("\n"))
     places = {"gin": paths.GIN_DIR, "exp": paths.EXP_DIR, "data": paths.DATA_DIR}
@@ -242,7 +244,7 @@ REHEARSED = {
 
 @pytest.mark.parametrize("line", REHEARSED)
 def test_what_cannot_work_is_found_before_anything_starts(line, typed, monkeypatch):
-    monkeypatch.setattr(main.driver, "execute", lambda *args: pytest.fail("it was started"))
+    monkeypatch.setattr(main.run, "execute", lambda *args: pytest.fail("it was started"))
     code, out, err = typed(*shlex.split(line))
     *preparing, last = err.splitlines()  # a new resolution prepares the digits first
     assert (code, out) == (2, "") and last.startswith("error: ") and REHEARSED[line] in last
@@ -252,20 +254,20 @@ def test_what_cannot_work_is_found_before_anything_starts(line, typed, monkeypat
 @pytest.mark.parametrize("gin", [main.DEFAULT_GIN, ("digits/r9/rotate",)])
 def test_the_next_commands_carry_the_configuration_on(gin):
     spec = configure.Spec(gin, ("ResNet.width = 0.2",))
-    given = rayconfig.DEFAULTS | {"checkpoint_at_end": True}
-    one = plans.make("x", spec, "single_run", given, None)
+    saving = RayArgs(checkpoint_at_end=True)
+    one = plans.make("x", spec, "single_run", saving, None)
     move, start, *others = summary.next_commands(one, main.DEFAULT_GIN, True)
     assert move == "python misc/move_snapshots.py -e x -m"
     args = main.parser().parse_args(shlex.split(start)[2:])
     assert tuple(args.gin_config or main.DEFAULT_GIN) == gin
     assert args.gin_param == ["ResNet.width = 0.2", 'Wrapper.pretrained = "x"']
     assert any("cifar" in line for line in others)
-    many = plans.make("x", spec, "single_run", given | {"num_samples": 2}, None)
+    many = plans.make("x", spec, "single_run", dataclasses.replace(saving, num_samples=2), None)
     assert summary.next_commands(many, main.DEFAULT_GIN, True) == [
         "python misc/results.py best x",
         "python misc/move_snapshots.py -e x -p '{cfg[session.seed]}' -m",
     ]
-    unsaved = plans.make("x", spec, "single_run", rayconfig.DEFAULTS | {"num_samples": 2}, None)
+    unsaved = plans.make("x", spec, "single_run", RayArgs(num_samples=2), None)
     assert summary.next_commands(unsaved, main.DEFAULT_GIN, True) == [
         "python misc/results.py best x"
     ]
@@ -610,7 +612,7 @@ def test_a_start_that_is_refused_leaves_the_name_free(typed, tmp_path, monkeypat
     def refused(*args):
         raise UserError("no such cluster")
 
-    monkeypatch.setattr(main.driver, "_run", refused)
+    monkeypatch.setattr(main.run, "_run", refused)
     for _ in range(2):
         assert typed("-e", "mine", "-l")[::2] == (2, "error: no such cluster\n")
     assert not (tmp_path / "exp/mine/plan.json").exists()

@@ -1,5 +1,6 @@
 """The manifest: names, repeats, resources, and what counts as finished."""
 
+import dataclasses
 import json
 
 import filelock
@@ -9,9 +10,9 @@ import main
 import paths
 from selfstudy import configure, registry
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import rayconfig
-from selfstudy.experiment import resources as shares
+from selfstudy.experiment import rayconfig, resources
 from selfstudy.experiment.plan import Plan
+from selfstudy.experiment.rayconfig import RayArgs
 from util import files
 from util.errors import UserError
 
@@ -25,8 +26,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def given(config=None, **more):
-    return rayconfig.DEFAULTS | {"config": config or {}} | more
+def ray_args(config=None, **more):
+    return RayArgs(config=config or {}, **more)
 
 
 def grid(config, samples):
@@ -35,7 +36,7 @@ def grid(config, samples):
 
 
 def test_rows_carry_flat_plain_values_and_names_that_fit_a_folder():
-    plan = plans.make("x", SPEC, "grid_search", given(), grid)
+    plan = plans.make("x", SPEC, "grid_search", ray_args(), grid)
     assert [row.overrides for row in plan.rows] == [
         {"scheduler.target_lrs": [0, lr, 0], "valid/dataloader.batch_size": 7}
         for lr in (0.1, 0.2)
@@ -47,7 +48,7 @@ def test_rows_carry_flat_plain_values_and_names_that_fit_a_folder():
 
 def test_repeats_get_seeds_of_their_own():
     plan = plans.make("x", configure.Spec(SPEC.gin, ("session.seed = 5",)), "single_run",
-                      given(num_samples=3), None)  # fmt: skip
+                      ray_args(num_samples=3), None)  # fmt: skip
     assert [row.overrides for row in plan.rows] == [
         {},
         {"session.seed": 6},
@@ -57,7 +58,7 @@ def test_repeats_get_seeds_of_their_own():
 
 
 def test_plan_survives_the_disk(folder):
-    plan = plans.make("x/y", SPEC, "grid_search", given(), grid)
+    plan = plans.make("x/y", SPEC, "grid_search", ray_args(), grid)
     plan.folder.mkdir(parents=True)
     plan.write()
     assert Plan.stored("x/y") == plan and plan.exists()
@@ -70,7 +71,7 @@ def test_plan_survives_the_disk(folder):
 
 
 def test_finished_is_read_from_the_results():
-    plan = plans.make("x", SPEC, "grid_search", given(), grid)
+    plan = plans.make("x", SPEC, "grid_search", ray_args(), grid)
     plan.folder.mkdir(parents=True)
     plan.write()
     results = plan.folder / plan.rows[0].name
@@ -84,7 +85,7 @@ def test_finished_is_read_from_the_results():
 
 
 def test_one_driver_at_a_time():
-    plan = plans.make("x", SPEC, "single_run", given(), None)
+    plan = plans.make("x", SPEC, "single_run", ray_args(), None)
     plan.folder.mkdir(parents=True)
     plan.write()
     with filelock.FileLock(plan.folder / ".lock"), pytest.raises(UserError) as error:
@@ -104,7 +105,7 @@ def test_one_driver_at_a_time():
     ],
 )
 def test_resources_are_fitted(wanted, cpus, gpus, fitted, notes):
-    result, said = shares.fit(wanted, cpus, gpus)
+    result, said = resources.fit_resources(wanted, cpus, gpus)
     assert result == fitted and len(said) == notes
 
 
@@ -115,12 +116,15 @@ def test_resources_are_fitted(wanted, cpus, gpus, fitted, notes):
 )  # fmt: skip
 def test_impossible_resources_are_refused(wanted, text):
     with pytest.raises(UserError, match=text):
-        shares.fit(wanted, 2, 2)
+        resources.fit_resources(wanted, 2, 2)
 
 
 def test_trials_side_by_side():
-    assert shares.at_once({"cpu": 0.5, "gpu": 0.25}, 8, 2) == 8
-    assert shares.at_once({"cpu": 2}, 8, 0) == 4 and shares.at_once({}, 8, 0) == 1
+    assert resources.trials_at_once({"cpu": 0.5, "gpu": 0.25}, 8, 2) == 8
+    assert (
+        resources.trials_at_once({"cpu": 2}, 8, 0) == 4
+        and resources.trials_at_once({}, 8, 0) == 1
+    )
 
 
 def test_ray_configs_are_checked(tmp_path, monkeypatch):
@@ -143,26 +147,24 @@ def test_ray_configs_are_checked(tmp_path, monkeypatch):
 
 
 def test_values_to_draw_are_noticed():
-    assert not rayconfig.is_drawn({"a.b": [1, {"c": None}], "d": "x"})
-    assert rayconfig.is_drawn({"a.b": {"grid_search": [1, 2]}})
-    assert rayconfig.is_drawn({"valid": {"a.b": object()}})
+    assert not rayconfig.has_variants({"a.b": [1, {"c": None}], "d": "x"})
+    assert rayconfig.has_variants({"a.b": {"grid_search": [1, 2]}})
+    assert rayconfig.has_variants({"valid": {"a.b": object()}})
 
 
 def test_repeats_of_another_job_get_seeds_of_that_job():
     spec = configure.Spec(("simulation/search",), ())
-    plan = plans.make("x", spec, "single_run", given(num_samples=2), None)
+    plan = plans.make("x", spec, "single_run", ray_args(num_samples=2), None)
     assert [row.overrides for row in plan.rows] == [{}, {"simulation.seed": 1}]
 
 
 def test_what_was_planned_holds_where_the_file_is_read_again():
     """As -c does: it changes an entry that the file does not have."""
-    live = rayconfig.exp_args("asha") | {"checkpoint_at_end": False, "config": {}}
+    live = dataclasses.replace(rayconfig.exp_args("asha"), checkpoint_at_end=False, config={})
     plan = plans.make("x", SPEC, "asha", live, None)
-    again = plan.given()
-    assert (
-        again["checkpoint_at_end"] is False and rayconfig.exp_args("asha")["checkpoint_at_end"]
-    )
-    assert not isinstance(again["scheduler"], str) and again["config"]
+    again = plan.ray_args()
+    assert again.checkpoint_at_end is False and rayconfig.exp_args("asha").checkpoint_at_end
+    assert not isinstance(again.scheduler, str) and again.config
 
 
 def test_without_a_file_a_sweep_of_files_has_no_other(monkeypatch):

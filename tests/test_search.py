@@ -8,8 +8,8 @@ from doubles import Running
 import paths
 from selfstudy import configure
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import rayconfig
-from selfstudy.tune import search
+from selfstudy.experiment.rayconfig import RayArgs
+from selfstudy.tune import optuna_study, replay, search
 from util import files
 from util.errors import UserError
 
@@ -25,9 +25,9 @@ def planned(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
 
     def plan(total=4, **more):
-        given = rayconfig.DEFAULTS | {"num_samples": total, "search_alg": "optuna", **more}
+        entries = {"num_samples": total, "search_alg": "optuna", "config": SPACE} | more
         spec = configure.Spec(("simulation/search",), ())
-        made = plans.make("s", spec, "optuna", given | {"config": SPACE}, None)
+        made = plans.make("s", spec, "optuna", RayArgs(**entries), None)
         made.folder.mkdir(exist_ok=True)
         made.write()
         return made
@@ -36,7 +36,7 @@ def planned(tmp_path, monkeypatch):
 
 
 def searching(plan, inner=None, todo=(), limit=9, space=SPACE):
-    inner = inner or search.searcher({"search_alg": {"name": "optuna", "seed": 0}})
+    inner = inner or search.searcher(RayArgs(search_alg={"name": "optuna", "seed": 0}))
     return search.Search(plan, inner, space, list(todo), limit, lambda row: None, lambda: False)
 
 
@@ -98,7 +98,7 @@ def test_what_population_based_training_may_set_is_known():
     (None, "NoneType"),
 ])  # fmt: skip
 def test_schedulers_by_name_with_arguments_or_made(wanted, kind):
-    assert type(search.scheduler({"scheduler": wanted})).__name__ == kind
+    assert type(search.scheduler(RayArgs(scheduler=wanted))).__name__ == kind
 
 
 @pytest.mark.parametrize(("wanted", "text"), [
@@ -109,16 +109,16 @@ def test_schedulers_by_name_with_arguments_or_made(wanted, kind):
 ])  # fmt: skip
 def test_a_wrong_scheduler_is_one_line(wanted, text):
     with pytest.raises(UserError, match=text):
-        search.scheduler({"scheduler": wanted})
+        search.scheduler(RayArgs(scheduler=wanted))
 
 
 def test_an_absent_package_is_named():
     with pytest.raises(UserError, match="search_alg 'zoopt'.*(install|ZOOpt)"):
-        search.searcher({"search_alg": "zoopt"})
+        search.searcher(RayArgs(search_alg="zoopt"))
 
 
 def args(**more):
-    return rayconfig.DEFAULTS | more
+    return RayArgs(**more)
 
 
 @pytest.mark.parametrize(("given", "text"), [
@@ -136,11 +136,13 @@ def test_parts_that_cannot_work_together(given, text):
 def test_a_schedulers_own_metric_is_the_plans():
     made = tune.schedulers.ASHAScheduler(metric="total_s", mode="min")
     checked = search.check(args(scheduler=made), METRICS)
-    assert (checked["metric"], checked["mode"]) == ("total_s", "min")
+    assert (checked.metric, checked.mode) == ("total_s", "min")
 
 
 def test_rungs_are_told_from_a_result():
-    made = search.scheduler({"scheduler": {"name": "asha", "max_t": 30, "reduction_factor": 3}})
+    made = search.scheduler(
+        RayArgs(scheduler={"name": "asha", "max_t": 30, "reduction_factor": 3})
+    )
     rung = search.rung(made)
     told = [rung({"training_iteration": number}) for number in (0, 1, 2, 3, 8, 9, 26, 29)]
     assert told == ["", "1", "1", "3", "3", "9", "9", "27"]
@@ -218,7 +220,7 @@ def test_after_a_kill_optuna_hears_what_it_missed_and_goes_on(planned):
 def test_a_line_of_optunas_that_was_cut_is_dropped(planned):
     plan = planned()
     searching(plan).suggest("a")
-    file = plan.folder / search.OPTUNA
+    file = plan.folder / optuna_study.OPTUNA
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"op_code": 5, "wor')
     asked = searching(plans.Plan.stored("s"))
@@ -256,9 +258,9 @@ def test_asha_compares_with_what_ended_before_the_restart(planned):
     for row, value in zip(plan.rows[:4], (0.1, 0.2, 0.8, 0.9), strict=True):
         score(plan, row, value)
     score(plan, plan.rows[4], 0.7, done=False)
-    made = search.scheduler({"scheduler": {"name": "asha", "reduction_factor": 2}})
+    made = search.scheduler(RayArgs(scheduler={"name": "asha", "reduction_factor": 2}))
     made.set_search_properties("mean_accuracy", "max")
-    search.remember(plan, made, lambda trial: trial.config["number"])
+    replay.replay(plan, made, lambda trial: trial.config["number"])
     went_on, fresh = Running(4), Running(5)
     for trial in (went_on, fresh):
         made.on_trial_add(None, trial)
@@ -270,16 +272,16 @@ def test_asha_compares_with_what_ended_before_the_restart(planned):
 
 def test_others_begin_anew(planned):
     plan = planned()
-    made = search.scheduler({"scheduler": "hyperband"})
+    made = search.scheduler(RayArgs(scheduler="hyperband"))
     before = made.on_trial_add
-    search.remember(plan, made, lambda trial: 0)
+    replay.replay(plan, made, lambda trial: 0)
     assert made.on_trial_add == before
 
 
 def test_no_link_stands_for_a_study(planned, tmp_path):
     plan = planned()
     (tmp_path / "mine").write_text("precious")
-    (plan.folder / search.OPTUNA).symlink_to(tmp_path / "mine")
+    (plan.folder / optuna_study.OPTUNA).symlink_to(tmp_path / "mine")
     with pytest.raises(UserError, match="is a link"):
         searching(plan)
     assert (tmp_path / "mine").read_text() == "precious"

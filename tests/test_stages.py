@@ -219,7 +219,7 @@ def test_a_file_that_has_changed_is_told(file):
 def test_flags_that_a_study_does_not_take(file, flags):
     args = main.parser().parse_args(["-e", "u", "-r", "tiny", *flags])
     with pytest.raises(UserError, match="is a study"):
-        main.study(args, "tiny")
+        main.run_study(args, "tiny")
 
 
 @pytest.mark.parametrize("preset", ["smoke", "mini", "paper"])

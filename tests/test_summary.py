@@ -8,8 +8,8 @@ import main
 import paths
 from selfstudy import configure
 from selfstudy.experiment import plan as plans
-from selfstudy.experiment import preflight, rayconfig, summary
-from selfstudy.experiment import resources as shares
+from selfstudy.experiment import preflight, resources, summary
+from selfstudy.experiment.rayconfig import RayArgs
 from util import files
 from util.errors import UserError
 
@@ -20,8 +20,8 @@ def ended(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "EXP_DIR", tmp_path)
     spec = configure.Spec(("simulation/search",), ("simulation.rounds = 4",))
     config = {"simulation.x": 0.5, "simulation.fault": "none"}
-    given = rayconfig.DEFAULTS | {"config": config, "scheduler": "asha", "num_samples": 3}
-    plan = plans.make("s", spec, "asha", given, None)
+    ray_args = RayArgs(config=config, scheduler="asha", num_samples=3)
+    plan = plans.make("s", spec, "asha", ray_args, None)
     plan.folder.mkdir()
     plan.write()
     for row, value in zip(plan.rows[:2], (0.25, 0.75), strict=True):
@@ -76,10 +76,10 @@ def test_repeats_are_checked_once_and_finished_trials_not_at_all(ended, monkeypa
         return check(spec, overrides, *more)
 
     monkeypatch.setattr(preflight.rehearsal, "check", counting)
-    given = ended.exp_args | {"config": {}}
-    found = preflight.check(ended, given, prepare=True)
+    ray_args = RayArgs(**ended.exp_args)
+    found = preflight.check(ended, ray_args, prepare=True)
     assert len(seen) == 1 and found.total(ended) == 12  # three seeds of four rounds
-    found = preflight.check(ended, given, prepare=True, resumed=True)
+    found = preflight.check(ended, ray_args, prepare=True, resumed=True)
     assert len(seen) == 2 and list(found.rounds.values()) == [4, 4, 4]
 
 
@@ -117,13 +117,15 @@ def test_a_search_may_be_given_more_trials(ended):
     ({"cpu": 0.1}, (1, 0), 10, "10 at once"),
 ])  # fmt: skip
 def test_packing(share, have, side, words):
-    assert shares.at_once(share, *have) == side and words in shares.packing(share, *have)
+    assert resources.trials_at_once(share, *have) == side and words in resources.packing(
+        share, *have
+    )
 
 
 def test_what_a_trial_really_takes_of_a_gpu_is_held_against_the_packing():
-    assert shares.gpu_fit(5.1 * 1024, 23.6 * 1024, 0.25) == (
+    assert resources.gpu_fit(5.1 * 1024, 23.6 * 1024, 0.25) == (
         "peak 5.1 GiB of 23.6 GiB: 4 fit on a GPU, 4 are packed")  # fmt: skip
-    assert "NOT the 4 that gpu 0.25 packs: raise it" in shares.gpu_fit(9000, 24000, 0.25)
+    assert "NOT the 4 that gpu 0.25 packs: raise it" in resources.gpu_fit(9000, 24000, 0.25)
 
 
 def test_trials_that_differ_in_numbers_are_rehearsed_at_their_ends(tmp_path, monkeypatch):
@@ -140,13 +142,13 @@ def test_trials_that_differ_in_numbers_are_rehearsed_at_their_ends(tmp_path, mon
         {"simulation.x": x, "simulation.rounds": n} for n in (2, 3) for x in (0.1, 0.9, 0.5)
     ]
     spec = configure.Spec(("simulation/search",), ())
-    given = rayconfig.DEFAULTS | {"config": {}}
-    plan = plans.make("s", spec, "single_run", given, lambda config, samples: rows)
-    found = preflight.check(plan, given, prepare=True)
+    ray_args = RayArgs()
+    plan = plans.make("s", spec, "single_run", ray_args, lambda config, samples: rows)
+    found = preflight.check(plan, ray_args, prepare=True)
     assert [(one["simulation.rounds"], one["simulation.x"]) for one in built] == [
         (2, 0.1), (2, 0.9), (3, 0.1), (3, 0.9)]  # fmt: skip
     assert list(found.rounds.values()) == [2, 2, 2, 3, 3, 3]
     rows[2]["simulation.x"] = -0.5  # an end that cannot work
-    plan = plans.make("s", spec, "single_run", given, lambda config, samples: rows)
+    plan = plans.make("s", spec, "single_run", ray_args, lambda config, samples: rows)
     with pytest.raises(UserError, match="simulation: .* are to be positive"):
-        preflight.check(plan, given, prepare=True)
+        preflight.check(plan, ray_args, prepare=True)

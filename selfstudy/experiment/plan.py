@@ -22,6 +22,7 @@ import filelock
 import paths
 from selfstudy import configure, registry, values
 from selfstudy.experiment import rayconfig
+from selfstudy.experiment.rayconfig import RayArgs
 from selfstudy.storage import checkpoints
 from selfstudy.storage.checkpoints import under_experiments
 from selfstudy.storage.manifest import FRESH, Manifest
@@ -157,13 +158,13 @@ class Plan:
                 raise UserError(
                     f"--resume: '{entry}' of '{self.exp_id}' is settled; choose another -e"
                 )
-        given = rayconfig.overridden(self.exp_args | {"config": {}}, settings)
-        rayconfig.check(given, "--set")
-        del given["config"]
-        self.exp_args = given
+        entries = rayconfig.override(self.exp_args | {"config": {}}, settings)
+        rayconfig.check(entries, "--set")
+        del entries["config"]
+        self.exp_args = entries
         self.settings = (*self.settings, *settings)
         if self.exp_args["search_alg"]:
-            self.total = max(len(self.rows), given["num_samples"])
+            self.total = max(len(self.rows), entries["num_samples"])
 
     @classmethod
     def stored(cls, exp_id: str) -> "Plan":
@@ -190,7 +191,7 @@ class Plan:
             tuple(stored.get("settings", ())), stored.get("digest", ""),
         )  # fmt: skip
 
-    def given(self, accept_changes: bool = False) -> dict[str, Any]:
+    def ray_args(self, accept_changes: bool = False) -> RayArgs:
         """The entries of the ray config, with Ray's objects where it needs any.
 
         A plan that names its scheduler, and whose trials are all known, needs its ray config's
@@ -202,16 +203,19 @@ class Plan:
         Raises:
             UserError: the file is needed and has changed, or is gone.
         """
-        objects = rayconfig.has_objects(self.exp_args["scheduler"])
-        if not objects and not self.exp_args["search_alg"]:
-            return self.exp_args | {"config": {}}
+        if (
+            not rayconfig.has_objects(self.exp_args["scheduler"])
+            and not self.exp_args["search_alg"]
+        ):
+            return RayArgs(**self.exp_args)
         if rayconfig.digest(self.ray) != self.digest and not accept_changes:
             raise UserError(
                 f"{rayconfig.label(self.ray)} has changed since '{self.exp_id}' was planned: "
                 f"restore it, or add -r {self.ray} to go on with the file as it is"
             )
         live = rayconfig.exp_args(self.ray, self.settings)
-        return self.exp_args | {key: live[key] for key in ("scheduler", "search_alg", "config")}
+        objects = {"scheduler": live.scheduler, "search_alg": live.search_alg}
+        return RayArgs(**self.exp_args | objects, config=live.config)
 
     def forget(self) -> None:
         """Take the plan back if no trial has begun, so that the name is free again."""
@@ -355,7 +359,7 @@ def make(
     exp_id: str,
     spec: configure.Spec,
     ray: str,
-    given: dict[str, Any],
+    ray_args: RayArgs,
     variants: Variants | None,
     settings: Sequence[str] = (),
 ) -> Plan:
@@ -365,23 +369,24 @@ def make(
         exp_id: folder below EXP_DIR.
         spec: gin files and `-p` bindings.
         ray: name of the ray config.
-        given: its `exp_args`.
-        variants: draws `num_samples` times from a search space; None when it has nothing to
-            draw. Repeats of the same values get seeds of their own.
-        settings: texts of `--set`, which `given` has already.
+        ray_args: its entries.
+        variants: generates the trials of a search space, `num_samples` times; None when its
+            values are fixed. Repeats of the same values get seeds of their own.
+        settings: texts of `--set`, which `ray_args` has already.
     """
-    config, samples = given["config"], given["num_samples"]
-    if given["search_alg"]:
-        drawn = []
+    config, samples = ray_args.config, ray_args.num_samples
+    if ray_args.search_alg:
+        trials = []
     else:
-        drawn = variants(config, samples) if variants else [dict(config)] * samples
+        trials = variants(config, samples) if variants else [dict(config)] * samples
     flat = [{name: values.literal(name, value) for name, value in
-             values.flatten(one).items()} for one in drawn]  # fmt: skip
+             values.flatten(trial).items()} for trial in trials]  # fmt: skip
     rows = [Row("", overrides) for overrides in _with_seeds(flat, spec)]
-    settled = {key: rayconfig.as_json(value) for key, value in given.items() if key != "config"}
+    entries = {key: rayconfig.as_json(value) for key, value in ray_args.entries.items()
+               if key != "config"}  # fmt: skip
     plan = Plan(
-        exp_id, spec, ray, settled, rows, shlex.join(["python", *sys.argv]),
-        samples if given["search_alg"] else len(rows), tuple(settings), rayconfig.digest(ray),
+        exp_id, spec, ray, entries, rows, shlex.join(["python", *sys.argv]),
+        samples if ray_args.search_alg else len(rows), tuple(settings), rayconfig.digest(ray),
     )  # fmt: skip
     varying = plan.varying()
     plan.rows = [Row(_name(row.overrides, varying, number), row.overrides)
@@ -389,11 +394,11 @@ def make(
     return plan
 
 
-def _with_seeds(drawn: list[dict[str, Any]], spec: configure.Spec) -> list[dict[str, Any]]:
+def _with_seeds(trials: list[dict[str, Any]], spec: configure.Spec) -> list[dict[str, Any]]:
     """Give the second and further repeats of the same values the next seeds."""
     seen: dict[str, int] = {}
     rows = []
-    for overrides in drawn:
+    for overrides in trials:
         repeat = seen[repr(overrides)] = seen.get(repr(overrides), -1) + 1
         if repeat and not any(name.endswith(".seed") for name in overrides):
             registry.discover()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from selfstudy.experiment import rehearsal
 from selfstudy.experiment.plan import Plan, Row
+from selfstudy.experiment.rayconfig import RayArgs
 
 MANY = 30  # trials whose checks take so long that they are announced
 ASSUMED = ("mean_accuracy", "valid_accuracy", "train_accuracy", "train_loss", "total_s")
@@ -38,20 +39,18 @@ class Preflight:
 class SearchChecks(Protocol):
     """What `selfstudy.tune.search` answers about schedulers and search algorithms."""
 
-    def representatives(
-        self, given: dict[str, Any], base: dict[str, Any]
-    ) -> list[dict[str, Any]]:
+    def representatives(self, ray_args: RayArgs, base: dict[str, Any]) -> list[dict[str, Any]]:
         """Overrides of trials that stand for all that the search may try."""
         ...
 
-    def check(self, given: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
+    def check(self, ray_args: RayArgs, metrics: tuple[str, ...]) -> RayArgs:
         """The entries with the scheduler's own metric and mode; refuses what cannot work."""
         ...
 
 
 def check(
     plan: Plan,
-    given: dict[str, Any],
+    ray_args: RayArgs,
     prepare: bool,
     resumed: bool = False,
     promised: Collection[str] = (),
@@ -66,7 +65,7 @@ def check(
 
     Args:
         plan: what is to run.
-        given: entries of its ray config, with scheduler and search algorithm.
+        ray_args: entries of its ray config, with scheduler and search algorithm.
         prepare: make data files that are missing.
         resumed: whether some trials may have ended.
         promised: snapshots that will exist when the plan runs; trials that start from one
@@ -92,7 +91,7 @@ def check(
             build = row.name in extreme
             known[same] = rehearsal.check(plan.spec, row.overrides, build, prepare)
         found[row.name] = known[same]
-    rest = _check_search(plan, given, prepare, [*known.values()], search) if search else []
+    rest = _check_search(plan, ray_args, prepare, [*known.values()], search) if search else []
     some = [*found.values(), *rest]
     rounds = {
         row.name: found[row.name].rounds if row.name in found
@@ -136,7 +135,7 @@ def _extremes(rows: Sequence[Row]) -> set[str]:
 
 def _check_search(
     plan: Plan,
-    given: dict[str, Any],
+    ray_args: RayArgs,
     prepare: bool,
     known: Sequence[rehearsal.Checked],
     search: SearchChecks,
@@ -144,8 +143,8 @@ def _check_search(
     """Check representative settings of the search; the plan gets the search's objective."""
     base = plan.rows[0].overrides if plan.rows else {}
     checked = [rehearsal.check(plan.spec, overrides, prepare=prepare)
-               for overrides in search.representatives(given, base)]  # fmt: skip
+               for overrides in search.representatives(ray_args, base)]  # fmt: skip
     metrics = next((item.metrics for item in [*known, *checked] if item.metrics), ASSUMED)
-    settled = search.check(given, metrics)
-    plan.exp_args |= {key: settled[key] for key in ("metric", "mode")}
+    settled = search.check(ray_args, metrics)
+    plan.exp_args |= {"metric": settled.metric, "mode": settled.mode}
     return checked

@@ -18,24 +18,41 @@ from selfstudy import extra
 from selfstudy.experiment import rayenv  # noqa: F401  (ray configs import Ray)
 from util.errors import UserError, nearest
 
-DEFAULTS: dict[str, Any] = {
-    "stop": {"is_finished": True},
-    "num_samples": 1,
-    "resources_per_trial": {"cpu": 1},
-    "checkpoint_freq": 0,
-    "checkpoint_at_end": False,
-    "keep_checkpoints": None,
-    "checkpoint_quota": None,
-    "verbose": 1,
-    "max_failures": 2,
-    "scheduler": None,
-    "search_alg": None,
-    "metric": "mean_accuracy",
-    "mode": "max",
-    "max_concurrent": None,
-    "time_budget_s": None,
-    "config": {},
-}
+
+@dataclasses.dataclass(frozen=True)
+class RayArgs:
+    """The entries of a ray config, filled in; docs/reference/ray-config.md explains each.
+
+    `scheduler`, `search_alg` and values of `config` may be objects of Ray. The plan stores all
+    entries but `config`, as JSON (`Plan.exp_args`).
+    """
+
+    stop: dict[str, Any] = dataclasses.field(default_factory=lambda: {"is_finished": True})
+    num_samples: int = 1
+    resources_per_trial: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"cpu": 1}
+    )
+    checkpoint_freq: int = 0
+    checkpoint_at_end: bool = False
+    keep_checkpoints: int | None = None
+    checkpoint_quota: int | float | str | None = None
+    verbose: int = 1
+    max_failures: int = 2
+    scheduler: Any = None
+    search_alg: Any = None
+    metric: str | list[str] = "mean_accuracy"
+    mode: str | list[str] = "max"
+    max_concurrent: int | None = None
+    time_budget_s: int | float | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """Entry -> value, as a ray config writes them."""
+        return dict(vars(self))
+
+
+DEFAULTS: dict[str, Any] = RayArgs().entries
 # Entry -> what it takes.
 _KINDS: dict[str, tuple[type, ...]] = {
     "stop": (dict,), "num_samples": (int,), "resources_per_trial": (dict,),
@@ -49,22 +66,22 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
 
-def overridden(given: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+def override(entries: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """A ray config's entries after `--set KEY=VALUE`.
 
     KEY is an entry, or `entry.key` of an entry that is a dict, such as
     `resources_per_trial.gpu`. VALUE is a Python literal; what is none is text.
     """
-    given = dict(given)
+    entries = dict(entries)
     for text in settings:
         key, value = _pair(text)
         entry, dot, inner = key.partition(".")
         if entry not in DEFAULTS:
             raise UserError(f"--set '{text}': no entry '{entry}'{nearest(entry, DEFAULTS)}")
-        if dot and not isinstance(given[entry], dict):
+        if dot and not isinstance(entries[entry], dict):
             raise UserError(f"--set '{text}': {entry} has no parts")
-        given[entry] = {**given[entry], inner: value} if dot else value
-    return given
+        entries[entry] = {**entries[entry], inner: value} if dot else value
+    return entries
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -78,8 +95,8 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def is_drawn(config: dict[str, Any]) -> bool:
-    """Whether a search space has values that are still to be drawn, such as a grid's."""
+def has_variants(config: dict[str, Any]) -> bool:
+    """Whether a search space has values that Ray must generate, such as a grid's."""
 
     def plain(value: Any) -> bool:
         if isinstance(value, dict):
@@ -115,21 +132,21 @@ def _contents(name: str) -> dict[str, Any]:
         raise UserError(f"{label(name)}: {type(error).__name__}: {error}") from None
 
 
-def exp_args(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+def exp_args(name: str, settings: Sequence[str] = ()) -> RayArgs:
     """`exp_args` of the ray config `name`, checked, with defaults and `--set` filled in."""
     contents = _contents(name)
     if "exp_args" not in contents:
         raise UserError(f"{label(name)} defines no exp_args")
-    return _completed(contents["exp_args"], settings, label(name))
+    return _complete(contents["exp_args"], settings, label(name))
 
 
-def _completed(given: dict[str, Any], settings: Sequence[str], where: str) -> dict[str, Any]:
-    for key in given:
+def _complete(entries: dict[str, Any], settings: Sequence[str], where: str) -> RayArgs:
+    for key in entries:
         if key not in DEFAULTS:
             raise UserError(f"{where}: no entry '{key}'{nearest(key, DEFAULTS)}")
-    given = overridden(DEFAULTS | given, settings)
-    check(given, where)
-    return given
+    entries = override(DEFAULTS | entries, settings)
+    check(entries, where)
+    return RayArgs(**entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +159,7 @@ class Stage:
         move: a template by which its trials' checkpoints are named when it has ended, see
             `selfstudy.storage.relocate.format_name`; None leaves them where they are.
         trials: what each trial overrides.
-        exp_args: entries as of a ray config, filled in.
+        ray_args: entries as of a ray config, filled in.
     """
 
     name: str
@@ -150,7 +167,7 @@ class Stage:
     params: tuple[str, ...]
     move: str | None
     trials: list[dict[str, Any]]
-    exp_args: dict[str, Any]
+    ray_args: RayArgs
 
 
 def is_study(name: str) -> bool:
@@ -176,8 +193,9 @@ def study(
     contents, where = _contents(name), label(name)
     chosen = _settings(contents.get("presets", {}), settings, where)
     try:
-        given = contents["study"](exp_id, **{k: v for k, v in chosen.items() if k != "preset"})
-        question, stages = given["question"], given["stages"]
+        options = {key: value for key, value in chosen.items() if key != "preset"}
+        returned = contents["study"](exp_id, **options)
+        question, stages = returned["question"], returned["stages"]
     except Exception as error:
         raise UserError(f"{where}: {type(error).__name__}: {error}") from None
     return question, chosen, [_stage(key, dict(item), where) for key, item in stages.items()]
@@ -187,12 +205,12 @@ def _settings(
     presets: dict[str, dict[str, Any]], settings: Sequence[str], where: str
 ) -> dict[str, Any]:
     """A preset's settings after `--set`."""
-    given = dict(map(_pair, settings))
-    preset = given.setdefault("preset", next(iter(presets), ""))
+    changed = dict(map(_pair, settings))
+    preset = changed.setdefault("preset", next(iter(presets), ""))
     if presets and preset not in presets:
         raise UserError(f"--set preset={preset}: {where} has none{nearest(preset, presets)}")
     known = {"preset": preset} | presets.get(preset, {})
-    for key, value in given.items():
+    for key, value in changed.items():
         if key not in known:
             raise UserError(f"--set '{key}': {where} has no setting of this name"
                             f"{nearest(key, known)}")  # fmt: skip
@@ -200,25 +218,25 @@ def _settings(
             isinstance(value, (int, float)) and isinstance(known[key], (int, float))
         ):
             raise UserError(f"--set {key}={value!r}: expected such as {known[key]!r}")
-    return known | given
+    return known | changed
 
 
 def _stage(name: str, item: dict[str, Any], where: str) -> Stage:
     where = f"{where}: stage '{name}'"
     gin, params = tuple(item.pop("gin", ())), tuple(item.pop("params", ()))
     move, trials = item.pop("move", None), item.pop("trials", None)
-    given = _completed(item, (), where)
+    ray_args = _complete(item, (), where)
     if not trials or not all(isinstance(trial, dict) for trial in trials):
         raise UserError(f"{where}: 'trials' is a list of dicts, one for each trial")
-    if given["search_alg"] or given["scheduler"] or given["config"]:
+    if ray_args.search_alg or ray_args.scheduler or ray_args.config:
         raise UserError(f"{where} has its 'trials': it takes no search, scheduler or config")
-    return Stage(name, gin, params, move, trials, given)
+    return Stage(name, gin, params, move, trials, ray_args)
 
 
-def check(given: dict[str, Any], where: str) -> None:
+def check(entries: dict[str, Any], where: str) -> None:
     """Refuse entries of a wrong kind or size."""
     for key, kinds in _KINDS.items():
-        value = given[key]
+        value = entries[key]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join("None" if kind is type(None) else kind.__name__
                                  for kind in kinds)  # fmt: skip
@@ -226,16 +244,16 @@ def check(given: dict[str, Any], where: str) -> None:
     least = {"num_samples": 1, "checkpoint_freq": 0, "keep_checkpoints": 0, "verbose": 0,
              "max_failures": -1, "max_concurrent": 1, "time_budget_s": 0}  # fmt: skip
     for key, smallest in least.items():
-        if given[key] is not None and given[key] < smallest:
-            raise UserError(f"{where}: '{key}' is {given[key]}, the least is {smallest}")
-    metrics, modes = given["metric"], given["mode"]
+        if entries[key] is not None and entries[key] < smallest:
+            raise UserError(f"{where}: '{key}' is {entries[key]}, the least is {smallest}")
+    metrics, modes = entries["metric"], entries["mode"]
     many = isinstance(metrics, list)
     if many != isinstance(modes, list) or (many and len(metrics) != len(modes)):
         raise UserError(f"{where}: each metric needs a mode: {metrics!r} has {modes!r}")
     for mode in modes if many else [modes]:
         if mode not in ("max", "min"):
             raise UserError(f"{where}: 'mode' is 'max' or 'min', not {mode!r}")
-    size(given["checkpoint_quota"])
+    size(entries["checkpoint_quota"])
 
 
 def size(text: int | float | str | None) -> int | None:

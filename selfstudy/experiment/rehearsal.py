@@ -94,7 +94,7 @@ def _check_used(overrides: dict[str, Any], parts: dict[str, dict[str, Any]]) -> 
 
 
 def _check_backbone(parts: dict[str, dict[str, Any]]) -> None:
-    names = parts.get("session")
+    names = parts.get("session", {})
     backbone = parts.get("Wrapper", {}).get("model_choice")
     needed = registry.get("task", names["task"]).backbone if names else None
     if (

@@ -3,7 +3,7 @@
 from util.errors import UserError, nearest
 
 
-def fit(wanted: dict[str, float], cpus: float, gpus: float) -> tuple[dict, list[str]]:
+def fit_resources(wanted: dict[str, float], cpus: float, gpus: float) -> tuple[dict, list[str]]:
     """What a trial can have of what it wants, and lines that say what was changed.
 
     A GPU on a machine without one is dropped; more than there is can never be met.
@@ -31,7 +31,7 @@ def fit(wanted: dict[str, float], cpus: float, gpus: float) -> tuple[dict, list[
     return fitted, notes
 
 
-def at_once(resources: dict[str, float], cpus: float, gpus: float) -> int:
+def trials_at_once(resources: dict[str, float], cpus: float, gpus: float) -> int:
     """How many trials run side by side; no trial spans two GPUs with a fraction of each."""
     limits = []
     if cpu := resources.get("cpu"):
@@ -49,7 +49,7 @@ def packing(resources: dict[str, float], cpus: float, gpus: float) -> str:
         words.append(f"{int(1 / gpu + 1e-9)} trials per GPU")
     if gpu:
         words.append(f"{gpus:g} GPUs" if gpus != 1 else "1 GPU")
-    words.append(f"{at_once(resources, cpus, gpus)} at once")
+    words.append(f"{trials_at_once(resources, cpus, gpus)} at once")
     return f"each {asked or 'without CPUs'}; {', '.join(words)}"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 # ruff: isort: off
 from selfstudy.experiment import rayenv  # noqa: F401  (before Ray)
 import ray
+import ray.exceptions
 import psutil  # Ray brings it along, on a path that it sets
 # ruff: isort: on
 

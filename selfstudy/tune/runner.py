@@ -18,7 +18,7 @@ from typing import Any
 
 # ruff: isort: off
 from selfstudy import devices
-from selfstudy.experiment import resources as shares
+from selfstudy.experiment.resources import gpu_fit, trials_at_once
 from selfstudy.experiment import rayenv  # noqa: F401  (before Ray)
 # ruff: isort: on
 
@@ -30,12 +30,14 @@ from selfstudy.experiment import plan as plans
 from selfstudy.experiment import summary
 from selfstudy.experiment.failures import is_retryable, record_failure
 from selfstudy.experiment.interrupts import Interrupts
+from selfstudy.experiment.rayconfig import RayArgs
 from selfstudy.experiment.upkeep import Upkeep
 from selfstudy.storage import checkpoints
 from selfstudy.storage.ownership import Superseded
 from selfstudy.storage.retention import CheckpointPolicy
 from selfstudy.trial import Trial
 from selfstudy.tune import controller, search
+from selfstudy.tune.replay import replay
 from util import files
 from util.progress import ProgressTable
 
@@ -92,8 +94,9 @@ class Worker(tune.Trainable):
         """One round; `failed` and `interrupted` tell of one that was none."""
         if not (self._trial or self._failed):
             self._build()
-        if not self._failed:
-            result = self._record_failure(self._trial.step)
+        trial = self._trial
+        if trial and not self._failed:
+            result = self._record_failure(trial.step)
             if result is not None:
                 if result.get("interrupted"):
                     time.sleep(0.2)  # Ray asks again until the experiment ends
@@ -120,7 +123,7 @@ class Worker(tune.Trainable):
         return empty | seen | what
 
     def _record_failure(self, act: Callable[[], Any]) -> Any:
-        """Do it; what fails is kept, and raised only where another try may help."""
+        """Run `act`; record a failure, re-raise it if Ray should retry."""
         try:
             return act()
         except Superseded:
@@ -150,8 +153,8 @@ class Worker(tune.Trainable):
         folder = Path(checkpoint["folder"])
         if checkpoint["folder"] and folder.parent.name != self.trial_name:
             self._build()
-            if self._trial:
-                self._record_failure(lambda: self._trial.adopt(folder))
+            if trial := self._trial:
+                self._record_failure(lambda: trial.adopt(folder))
 
     def cleanup(self) -> None:
         """Close what the trial writes to."""
@@ -242,7 +245,7 @@ class _Watch(tune.Callback):
         share = self.plan.exp_args["resources_per_trial"].get("gpu", 0)
         if "gpu_peak_mb" in result and share and not self.told_memory:
             self.told_memory = True
-            text = shares.gpu_fit(result["gpu_peak_mb"], result["gpu_total_mb"], share)
+            text = gpu_fit(result["gpu_peak_mb"], result["gpu_total_mb"], share)
             self.progress.say(f"{name}: {text}")
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
@@ -312,7 +315,7 @@ def _why(folder: Path, last: dict[str, Any]) -> str:
 
 def run(
     plan: plans.Plan,
-    given: dict[str, Any],
+    ray_args: RayArgs,
     progress: ProgressTable,
     resources: dict[str, float],
     interrupts: Interrupts,
@@ -324,7 +327,7 @@ def run(
 
     Args:
         plan: as written to disk.
-        given: the ray config's entries, with its scheduler, search algorithm and space.
+        ray_args: the ray config's entries, with its scheduler, search algorithm and space.
         progress: told of everything.
         resources: of one trial.
         interrupts: tells when to stop.
@@ -337,11 +340,11 @@ def run(
     """
     todo = {row.name for row in plan.unfinished()}
     numbers = [number for number, row in enumerate(plan.rows) if row.name in todo]
-    scheduler, inner = search.scheduler(given) or FIFOScheduler(), search.searcher(given)
-    total = dict(zip(("cpu", "gpu"), have, strict=True))
+    scheduler, inner = search.scheduler(ray_args) or FIFOScheduler(), search.searcher(ray_args)
+    total = {"cpu": have[0], "gpu": have[1]}
     watch = _Watch(plan, progress, interrupts, resources, total)
     progress.rung = search.rung(scheduler)
-    most = min(shares.at_once(resources, *have), given["max_concurrent"] or sys.maxsize)
+    most = min(trials_at_once(resources, *have), ray_args.max_concurrent or sys.maxsize)
     space: dict[str, Any] = {
         OWN: {"folder": str(plan.folder), "resources": resources, "quiet": quiet},
         "number": tune.grid_search(numbers),
@@ -349,7 +352,7 @@ def run(
     samples, algorithm = 1, None
     if inner:
         algorithm = search.Search(
-            plan, inner, given["config"], numbers, most,
+            plan, inner, ray_args.config, numbers, most,
             lambda row: progress.add(row.name, row.overrides, rounds),
             lambda: interrupts.stopping,
         )  # fmt: skip
@@ -358,7 +361,7 @@ def run(
     space |= _mutable(plan, scheduler)
     if getattr(scheduler, "_metric", None) is None:
         scheduler.set_search_properties(*plan.objectives[0])
-    search.remember(plan, scheduler, lambda trial: trial.config["number"])
+    replay(plan, scheduler, lambda trial: trial.config["number"])
     record = plan.folder / ".ray"
     if record.is_symlink():
         record.unlink()
@@ -369,7 +372,7 @@ def run(
         param_space=space,
         tune_config=tune.TuneConfig(
             num_samples=samples, search_alg=algorithm, scheduler=scheduler, reuse_actors=True,
-            max_concurrent_trials=None if inner else given["max_concurrent"],
+            max_concurrent_trials=None if inner else ray_args.max_concurrent,
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
             trial_name_creator=lambda trial: plan.rows[trial.config["number"]].name,
         ),
@@ -378,9 +381,9 @@ def run(
             storage_path=str(record),
             stop=_Stop(watch),
             callbacks=[watch],
-            failure_config=tune.FailureConfig(max_failures=given["max_failures"]),
+            failure_config=tune.FailureConfig(max_failures=ray_args.max_failures),
             checkpoint_config=tune.CheckpointConfig(
-                checkpoint_at_end=given["checkpoint_at_end"]
+                checkpoint_at_end=ray_args.checkpoint_at_end
             ),
             verbose=0,
         ),
