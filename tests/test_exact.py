@@ -141,7 +141,8 @@ def test_any_minibatches_in_any_order_give_the_same_numbers(case):
     # None is declared that could be held to it.
     found = evaluated(session, batch, 7)
     for name in declared:
-        assert found[name] != pytest.approx(whole[name], rel=1e-6, abs=1e-6), name
+        perfect = whole[name] == 1 and name in ("pretext_accuracy", "pretext_top5")
+        assert perfect or found[name] != pytest.approx(whole[name], rel=1e-6, abs=0), name
 
 
 def test_every_registered_task_has_a_case():

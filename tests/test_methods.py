@@ -154,7 +154,8 @@ def test_its_loss_falls(method):
     def loss() -> float:
         session.model.train()
         with torch.no_grad():
-            return float(judged(session, batch)[1]["pretext_loss"])
+            total, count = judged(session, batch)[1]["pretext_loss"]
+            return float(total / count)
 
     session.round()
     before = loss()

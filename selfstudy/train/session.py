@@ -71,7 +71,9 @@ class Session:
         seed: int = 0,
     ):
         self.device = torch.device(device)
-        self.iters = dict(zip(SPLITS, (train_iters, valid_iters, test_iters), strict=True))
+        self.iters: dict[str, int] = dict(
+            zip(SPLITS, (train_iters, valid_iters, test_iters), strict=True)
+        )
         for split, iters in self.iters.items():
             if iters < -1 or (split == "train" and iters == 0):
                 raise UserError(f"session.{split}_iters = {iters}: -1 is all, else a number")
