@@ -21,9 +21,10 @@ test: $(VENV)/installed-dev    ## all tests, side by side: no GPU, no network
 test-fast: $(VENV)/installed-dev  ## the tests without Ray and subprocesses
 	$(BIN)/python -m pytest -q -m "not slow" $(SIDE_BY_SIDE)
 
-lint: $(VENV)/installed-dev    ## ruff
+lint: $(VENV)/installed-dev    ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 bench: $(VENV)/installed-dev   ## the measurements of bench/README.md
 	$(BIN)/python -m bench
