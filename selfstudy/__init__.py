@@ -1,3 +1,3 @@
 """selfstudy: run, search and compare self-supervised vision studies."""
 
-__version__ = "0.1.0"
+__version__ = "0.6.0"
