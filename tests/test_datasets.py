@@ -177,7 +177,7 @@ def test_random_damage_never_crashes(tmp_path):
     )
     command = [sys.executable, "-c", code, str(paths.ROOT), str(tmp_path / "x.h5")]
     assert len(good) > 1000
-    assert subprocess.run(command, timeout=60).returncode == 0
+    assert subprocess.run(command, timeout=600).returncode == 0
 
 
 def test_content_hash_sees_every_change(tmp_path):

@@ -88,7 +88,7 @@ class Job:
     def run(self, *args: str, **env: str) -> tuple[int, str]:
         """Exit code and stderr of a job whose driver ends by itself."""
         process = self.start(*args, **env)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=600)
         return process.returncode, err
 
     def driving(self, **env: str) -> subprocess.Popen:
@@ -102,7 +102,7 @@ class Job:
         """Exit code and stderr of a job that Slurm warns while its driver runs."""
         process = self.driving(**env)
         os.kill(process.pid, signal.SIGUSR1)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=600)
         return process.returncode, err
 
     def calls(self, name: str) -> list[str]:
@@ -170,7 +170,7 @@ def test_a_token_that_is_there_is_kept_and_protected(job):
 
 def test_the_token_is_never_printed(job):
     process = job.start("-e", "s1", CODES="0")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=600)
     assert "a5c3" not in out + err
 
 
@@ -195,7 +195,7 @@ def test_scancel_is_waited_for_but_neither_doubled_nor_queued_again(job):
     time.sleep(0.2)
     assert process.poll() is None and job.calls("signals") == []
     os.kill(int(*job.calls("pid")), signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert process.returncode == 143 and job.calls("signals") == ["TERM"]
     assert job.calls("scontrol") == []
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import paths
+from bench.storm import SPENT
 from selfstudy import registry
 from selfstudy.configure import Spec
 from selfstudy.evaluate.job import Evaluation
@@ -174,7 +175,7 @@ def mine(tmp_path) -> Path:
     return tmp_path / "mine"
 
 
-def until(holds, seconds: float = 120) -> bool:
+def until(holds, seconds: float = SPENT) -> bool:
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.05)
@@ -196,13 +197,13 @@ def test_the_page_s_job_is_interrupted_and_resumed(flags, mine, trained, shared_
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     assert until(lambda: (mine / "waiting").exists() or command.poll() is not None)
     command.send_signal(signal.SIGINT)
-    out, _ = command.communicate(timeout=120)
+    out, _ = command.communicate(timeout=SPENT)
     assert command.returncode == 130, out
     (folder,) = (tmp_path / "exp" / "scores").glob("e_*")
     assert [line["labels"] for line in rows(folder)] == [20]
     (mine / "go").touch()
     done = subprocess.run([*start, "--resume"], env=env, cwd=tmp_path, text=True,
-                          capture_output=True, timeout=240)  # fmt: skip
+                          capture_output=True, timeout=SPENT)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "EXP_DIR", tmp_path / "exp")

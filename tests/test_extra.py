@@ -17,6 +17,7 @@ from test_study import numbers
 
 import main
 import paths
+from bench.storm import SPENT
 from selfstudy import configure, extra, registry
 from selfstudy.experiment import rayconfig
 from util import environment
@@ -274,7 +275,7 @@ def mine(tmp_path, monkeypatch, shared_data):
 
 def run(*words, cwd, **env):
     done = subprocess.run(words, cwd=cwd, env=os.environ | env, capture_output=True, text=True,
-                          timeout=300)  # fmt: skip
+                          timeout=SPENT)  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
 

@@ -222,7 +222,7 @@ class Tiles(BaseDataset):
     def stem(self) -> str:
         return f"tiles/data_{self.input_res}"
 
-    def _open(self, predict_pose):
+    def _open(self, predict_pose, wanted):
         return Store(self.path, {"images": "data", "segment": "segment"}, {})
 
     def _targets(self):

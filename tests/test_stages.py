@@ -120,7 +120,7 @@ def test_interrupted_and_resumed_it_finds_the_same(file, monkeypatch):
     words = [sys.executable, "-c", start, str(file.parent), "-e", "cut", "--resume", "-l", "-q"]
     folders = {"SELFSTUDY_EXP": str(paths.EXP_DIR), "SELFSTUDY_DATA": str(paths.DATA_DIR)}
     done = subprocess.run(words, env=os.environ | folders, cwd=paths.ROOT, text=True,
-                          capture_output=True, timeout=240)  # fmt: skip
+                          capture_output=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     for stage in ("pretrain", "finetune"):
         assert [list(line.values()) for line in numbers(f"cut/{stage}").values()] == [

@@ -277,10 +277,7 @@ def stop() -> None:
     Ray gives its servers a second and its workers none. On a busy machine workers are still
     there then, with the GPU's memory that the next start needs.
     """
-    family = [*_started]
-    for server in _started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family += server.children(recursive=True)
+    family = _family({server.pid for server in _started})
     _started.clear()
     ray.shutdown()
     sys.stderr.flush()
@@ -290,6 +287,18 @@ def stop() -> None:
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _family(pids: set[int]) -> list[psutil.Process]:
+    """The processes with these ids and their descendants.
+
+    `psutil.Process.children` leaves out a child whose start, in seconds of a clock that was
+    corrected meanwhile, is earlier than its parent's.
+    """
+    everyone = list(psutil.process_iter(["ppid"]))
+    while more := {one.pid for one in everyone if one.info["ppid"] in pids} - pids:
+        pids |= more
+    return [one for one in everyone if one.pid in pids]
 
 
 def _runs(process: psutil.Process) -> bool:
