@@ -1,7 +1,7 @@
 """Augmentation against the chunk-of-options algorithm, kornia and a training step.
 
-`python -m bench.augment` prints a Markdown table. Input: a store of bytes in host memory, as
-a data file holds it; output: normalised float32 images. Gathering the minibatch's rows counts.
+`python -m bench.augment` prints a Markdown table. Input: uint8 images in host memory, stored as
+in a data file; output: normalised float32 images. The times include gathering the minibatch.
 """
 
 from collections.abc import Callable
@@ -37,15 +37,15 @@ def five(store: Tensor, repeats: int) -> list[tuple]:
     ours, plain = augment(RGB, True), augment(RGB, False)
     theirs = kornia_five()
 
-    def normalised() -> Tensor:
+    def normalise() -> Tensor:
         return plain(gather(store, 512), {}, None)[0][0]
 
     seconds = interleave(
         {
             "five, ours": lambda: ours(gather(store, 512), {}, None),
-            "five, chunks of options": lambda: chunks_of_options(normalised()),
+            "five, chunks of options": lambda: chunks_of_options(normalise()),
             "five, kornia": lambda: theirs(gather(store, 512).float() / 255),
-            "only normalise, ours": normalised,
+            "only normalise, ours": normalise,
         },
         repeats,
     )
@@ -54,7 +54,7 @@ def five(store: Tensor, repeats: int) -> list[tuple]:
 
 
 def two_views(store: Tensor, repeats: int) -> list[tuple]:
-    """What contrastive methods draw, both views of 256 images."""
+    """The augmentations of contrastive methods, both views of 256 images."""
     options = dict(color_jitter=False, cutout=False, resized_crop=True, share_flip=False)
     options |= dict(photo_jitter=[0.4, 0.4, 0.4, 0.1], blur=True)
     ours, exact = (
@@ -103,7 +103,7 @@ def step(store: Tensor, repeats: int) -> list[tuple]:
 
 
 def _rows(seconds: dict[str, float], base: str, goals: dict[str, str]) -> list[tuple]:
-    """A row for each; all take 512 images, and the ratio is that to `base`."""
+    """A row per implementation, for 512 images each; ratios are to `base`."""
     return [
         (name, value * 1e3, 512 / value, value / seconds[base], goals.get(name, ""))
         for name, value in seconds.items()
@@ -111,7 +111,7 @@ def _rows(seconds: dict[str, float], base: str, goals: dict[str, str]) -> list[t
 
 
 def chunks_of_options(images: Tensor) -> Tensor:
-    """The original's algorithm as described: each option changes one part of the block.
+    """The original's algorithm as published: each option is applied to one part of the block.
 
     For each augmentation the block is shuffled and split into as many parts as there are
     options (500 at most), and each part gets one of them.
@@ -175,7 +175,7 @@ def _cutouts() -> list[Option]:
 
 
 def kornia_five() -> nn.Module:
-    """Kornia's like operations; its colour jitter stands in for the affine one."""
+    """Kornia's equivalents; its colour jitter replaces the affine one."""
     import kornia.augmentation as K
 
     mean, std = torch.tensor(RGB.mean) / 255, torch.tensor(RGB.std) / 255

@@ -1,4 +1,4 @@
-"""What all benchmarks share: interleaved timing, Markdown tables and a line on the machine."""
+"""Utilities of all benchmarks: interleaved timing, Markdown tables, machine description."""
 
 import platform
 import statistics
@@ -13,11 +13,11 @@ import torch
 def interleave(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median CPU seconds of one call of each function, by name.
 
-    The functions take turns (A B C, A B C, ...), so that a busy neighbour slows all of them
-    alike and the ratios stand. CPU time counts all threads of this process.
+    The functions are interleaved (A B C, A B C, ...), so that other load slows all of them
+    equally and ratios are preserved. CPU time includes all threads of this process.
     """
     for function in functions.values():
-        function()  # what the first call costs does not count
+        function()  # warm-up, not timed
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -43,7 +43,7 @@ def _cell(value: object) -> str:
 
 
 def prepare() -> str:
-    """Set torch to one thread and return a line that names the machine and the versions."""
+    """Set torch to one thread; return a line with the machine and versions."""
     torch.set_num_threads(1)
     return (
         f"{_cpu()}, 1 thread; Python {platform.python_version()}, "
@@ -52,7 +52,7 @@ def prepare() -> str:
 
 
 def _cpu() -> str:
-    """The processor's model name (Linux), or its architecture where that is not told."""
+    """The processor's model name (Linux), else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

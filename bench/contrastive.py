@@ -1,7 +1,7 @@
-"""Contrastive losses, forward and backward, against lightly and the plain way.
+"""Contrastive losses, forward and backward, against lightly and plain implementations.
 
-`python -m bench.contrastive` prints a Markdown table. All rows of a loss get the same vectors,
-and the program ends with an error where their gradients differ.
+`python -m bench.contrastive` prints a Markdown table. All rows of a loss use the same vectors;
+differing gradients are an error.
 """
 
 import functools
@@ -30,27 +30,29 @@ def run(quick: bool = False) -> list[tuple]:
 
 
 def vectors(rows: int, grad: bool = False) -> Tensor:
-    """Random ones of length 1, [rows, DIMS]."""
+    """Random unit vectors [rows, DIMS]."""
     return F.normalize(torch.randn(rows, DIMS)).requires_grad_(grad)
 
 
 def queue(repeats: int) -> list[tuple]:
-    """InfoNCE with a queue of negatives; the query alone gets a gradient."""
+    """InfoNCE with a queue of negatives; only the query has a gradient."""
     queries, keys, negatives = vectors(QUERIES, grad=True), vectors(QUERIES), vectors(QUEUE)
-    columns = negatives.T.contiguous()  # as the published code keeps them
+    columns = negatives.T.contiguous()  # layout of the published code
     bank = NTXentLoss(TEMPERATURE, memory_bank_size=(QUEUE, DIMS))
     bank.memory_bank.bank = negatives.clone()
     losses: dict[str, Loss] = {
         "queue, ours": lambda q, k: info_nce(F.normalize(q), k, TEMPERATURE, negatives).loss,
-        "queue, clone, concatenate, cross-entropy": lambda q, k: concatenated(q, k, columns),
+        "queue, clone, concatenate, cross-entropy": lambda q, k: concatenated_loss(
+            q, k, columns
+        ),
         "queue, lightly's memory bank": bank,
     }
     floor = functools.partial(two_products, queries, negatives)
-    return compared(losses, queries, keys, floor, 3.5, repeats)
+    return compare(losses, queries, keys, floor, 3.5, repeats)
 
 
-def concatenated(queries: Tensor, keys: Tensor, columns: Tensor) -> Tensor:
-    """MoCo's loss in the plainest way: all logits in one matrix; `columns` is [DIMS, QUEUE]."""
+def concatenated_loss(queries: Tensor, keys: Tensor, columns: Tensor) -> Tensor:
+    """MoCo's loss with all logits concatenated in one matrix; `columns` is [DIMS, QUEUE]."""
     queries = F.normalize(queries)
     positive = torch.einsum("nd,nd->n", queries, keys)[:, None]
     negative = torch.einsum("nd,dk->nk", queries, columns.clone())
@@ -60,7 +62,7 @@ def concatenated(queries: Tensor, keys: Tensor, columns: Tensor) -> Tensor:
 
 @torch.no_grad()
 def two_products(queries: Tensor, negatives: Tensor) -> None:
-    """The logits, and a weighted sum of the negatives, in blocks that fit the cache."""
+    """Lower bound: logits and a weighted sum of negatives, in blocks that fit the cache."""
     logits, total = torch.empty(len(queries), BLOCK), torch.zeros_like(queries)
     for block in negatives.split(BLOCK):
         torch.mm(queries, block.T, out=logits)
@@ -68,7 +70,7 @@ def two_products(queries: Tensor, negatives: Tensor) -> None:
 
 
 def batch(repeats: int) -> list[tuple]:
-    """NT-Xent; both views get gradients."""
+    """NT-Xent; both views have gradients."""
     z0, z1 = vectors(IMAGES, grad=True), vectors(IMAGES, grad=True)
     losses: dict[str, Loss] = {
         "NT-Xent, ours": lambda a, b: nt_xent(F.normalize(a), F.normalize(b), TEMPERATURE),
@@ -80,10 +82,10 @@ def batch(repeats: int) -> list[tuple]:
         rows = torch.cat((z0, z1))
         (rows @ rows.T) @ rows
 
-    return compared(losses, z0, z1, products, 2.5, repeats)
+    return compare(losses, z0, z1, products, 2.5, repeats)
 
 
-def compared(
+def compare(
     losses: dict[str, Loss],
     first: Tensor,
     second: Tensor,
@@ -91,7 +93,7 @@ def compared(
     goal: float,
     repeats: int,
 ) -> list[tuple]:
-    """Rows of losses whose first is ours, of their gradients, and of the least work."""
+    """Rows for the losses (ours first), their gradients, and the lower bound."""
     expected, *others = [gradient(loss, first, second) for loss in losses.values()]
     apart = [float((other - expected).abs().max() / expected.abs().max()) for other in others]
     if max(apart) > AGREEMENT:
@@ -108,7 +110,7 @@ def compared(
 
 
 def gradient(loss: Loss, first: Tensor, second: Tensor) -> Tensor:
-    """Of the first argument and, where it wants one, of the second."""
+    """Gradient of the first argument and, if it requires one, of the second."""
     wanted = [item for item in (first, second) if item.requires_grad]
     return torch.cat(torch.autograd.grad(loss(first, second), wanted))
 

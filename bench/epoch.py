@@ -1,4 +1,4 @@
-"""Where an epoch's time goes, and evaluation against a plain loop.
+"""Time shares of an epoch, and evaluation against a plain loop.
 
 `python -m bench.epoch` prints a Markdown table. Real digits at 32 x 32, a ResNet-9 of a
 quarter of the width, all five augmentations.
@@ -34,7 +34,7 @@ def run(quick: bool = False) -> list[tuple]:
 
 
 def shares(session: Session, repeats: int) -> list[tuple]:
-    """Data, augmentation and metrics of an epoch, beside its optimizer steps."""
+    """Time of data, augmentation, metrics and optimizer steps of an epoch."""
     loader, model = session.loaders["train"], session.model.train()
     batches = list(loader.batches())
     outs = [session.task.evaluate(batch, model(batch))[1] for batch in batches]
@@ -52,17 +52,17 @@ def shares(session: Session, repeats: int) -> list[tuple]:
 
     def metrics() -> None:
         meter = RunningMeter()
-        for found in outs:
-            meter.update(found)
+        for states in outs:
+            meter.update(states)
         read({"train": meter})
 
     seconds = interleave({"steps": steps, "data and augmentation": data, "metrics": metrics},
                          repeats)  # fmt: skip
-    whole = sum(seconds.values())
-    rows = [(f"epoch of {len(batches)} x 128: {name}", 1e3 * value, value / whole, "")
+    total = sum(seconds.values())
+    rows = [(f"epoch of {len(batches)} x 128: {name}", 1e3 * value, value / total, "")
             for name, value in seconds.items()]  # fmt: skip
-    extra = whole - seconds["steps"]
-    return [*rows, ("all but the steps", 1e3 * extra, extra / whole, "<= 0.08")]
+    extra = total - seconds["steps"]
+    return [*rows, ("all but the steps", 1e3 * extra, extra / total, "<= 0.08")]
 
 
 def evaluation(session: Session, repeats: int) -> list[tuple]:
@@ -80,7 +80,7 @@ def evaluation(session: Session, repeats: int) -> list[tuple]:
 
 
 def _plain(session: Session) -> nn.Module:
-    """The same network as one would write it: NCHW, torch's own CELU, then the pooling."""
+    """The same network, plainly written: NCHW, torch's CELU, then pooling."""
     model = type(session.model)(session.loaders["train"].dataset.info)
     for module in list(model.modules()):
         parts = list(module.children())

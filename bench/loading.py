@@ -1,7 +1,7 @@
-"""Loading: from HDF5 until each byte was read once, peak memory, and sharing between trials.
+"""Loading: time to read each byte from HDF5, peak memory, and sharing between trials.
 
-`python -m bench.loading` prints three Markdown tables. The files are made in a temporary
-folder and lie in the page cache, so times are processor time, not the disk's.
+`python -m bench.loading` prints three Markdown tables. The files are in a temporary
+folder and cached by the system, so times are processor time, without disk access.
 """
 
 import os
@@ -24,9 +24,9 @@ from selfstudy.datasets.cifar import CIFARDataset
 from util import hdf5
 
 RES, CHUNK, BATCH = 32, 1000, 512
-SMALL = 5_000  # images that a trial has seen before its memory is measured
+SMALL = 5_000  # images of a trial before its memory is measured
 SHARED = 200_000  # images of 3072 bytes: 614 MB
-MEETINGS = 4  # of the trials in `trial`
+MEETINGS = 4  # barriers in `trial`
 
 
 def run(quick: bool = False) -> list[tuple]:
@@ -43,7 +43,7 @@ def run(quick: bool = False) -> list[tuple]:
 
 
 def speed(folder: Path, images: int, repeats: int) -> list[tuple]:
-    """Processor time until all bytes were read, against the original's way."""
+    """Processor time to read all bytes, against the original's implementation."""
     ours, theirs = write(folder / "bytes", images), folder / "half.h5"
     with h5py.File(theirs, "w") as file:
         data = file.create_dataset("data", (images, 3, RES, RES), np.float16)
@@ -55,23 +55,23 @@ def speed(folder: Path, images: int, repeats: int) -> list[tuple]:
         "float16, slices of 1000, concatenated": lambda: slices(theirs),
         "bytes, mapped and each touched": lambda: touch(hdf5.open_map(ours, "data")),
         "bytes, read into a new block": lambda: hdf5.read(ours, "data", rows),
-        # What a GPU's loader does: torch keeps pinned blocks and hands them out again.
+        # As with a GPU: torch caches and reuses pinned blocks.
         "bytes, read into a block that is there": lambda: hdf5.read_into(
             block, ours, "data", rows
         ),
     }
     seconds = interleave(ways, repeats)
     reference = seconds[next(iter(ways))]
-    found = [(f"{images} images: {way}", 1000 * s, "ms") for way, s in seconds.items()]
-    # No device takes a new block each time: a CPU maps, and pinned memory is handed out again.
+    timings = [(f"{images} images: {way}", 1000 * s, "ms") for way, s in seconds.items()]
+    # No goal for fresh blocks: a CPU maps the file, and pinned memory is reused.
     goals = {way: "" if "new block" in way else " (goal >= 6)" for way in ways}
     ratios = ["", *(f"{reference / s:.1f} times as fast{goals[way]}"
                     for way, s in list(seconds.items())[1:])]  # fmt: skip
-    return [(*row, ratio) for row, ratio in zip(found, ratios, strict=True)]
+    return [(*row, ratio) for row, ratio in zip(timings, ratios, strict=True)]
 
 
 def slices(path: Path) -> Tensor:
-    """The original's way: contiguous slices, each a copy, put together into another one."""
+    """The original's implementation: contiguous slices, copied, then concatenated."""
     with h5py.File(path) as file:
         data = file["data"]
         parts = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
@@ -87,28 +87,28 @@ def touch(data: Tensor) -> Tensor:
 
 
 def peak(folder: Path, images: int) -> list[tuple]:
-    """Peak memory of an epoch above what the imports take."""
+    """Peak memory of an epoch above that of the imports."""
     write(folder / "peak", images)
     rows = []
     for views in (1, 2):
-        (found,) = measured(1, folder / "peak", views)
+        (usage,) = measure(1, folder / "peak", views)
         grown = f"{images} images, an epoch, {views} view(s): peak above imports"
-        rows.append((grown, found["peak"], "MB", "goal <= 250"))
+        rows.append((grown, usage["peak"], "MB", "goal <= 250"))
     return rows
 
 
 def sharing(folder: Path, images: int, trials: int) -> list[tuple]:
-    """Private memory that the data add to each of several processes that are open at once."""
+    """Private memory added by the data to each of several concurrent processes."""
     write(folder / "shared", images)
-    found = measured(trials, folder / "shared", 1)
+    usages = measure(trials, folder / "shared", 1)
     size = images * 3 * RES * RES / 1e6
-    worst = max(one["private"] for one in found)
+    worst = max(usage["private"] for usage in usages)
     label = f"{trials} processes, {size:.0f} MB of data: most private memory added"
     return [(label, worst, "MB", "goal < 30")]
 
 
-def measured(trials: int, folder: Path, views: int) -> list[dict[str, float]]:
-    """Run `trial` in several processes at once; each measures while all others are there."""
+def measure(trials: int, folder: Path, views: int) -> list[dict[str, float]]:
+    """Run `trial` in several concurrent processes; each measures while all are alive."""
     code = "import sys; from bench import loading; loading.trial(sys.argv[1], int(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(folder), str(views)]
     pipe = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=paths.ROOT)
@@ -127,8 +127,8 @@ def measured(trials: int, folder: Path, views: int) -> list[dict[str, float]]:
 def trial(folder: str, views: int) -> None:
     """An epoch over the data in `folder`, without a model; prints peak and private MB.
 
-    What the data add in private memory is counted from after a pass over a few images, which
-    brings the allocator and torch's buffers to their size.
+    The private memory of the data is counted after a pass over a few images, which grows the
+    allocator and torch's buffers to their size.
     """
     torch.set_num_threads(1)
     imports = memory("status", "VmRSS")
@@ -148,13 +148,13 @@ def trial(folder: str, views: int) -> None:
 
 
 def meet(text: str) -> None:
-    """Wait until all trials are here: what is private depends on who else is alive."""
+    """Barrier of all trials: what counts as private depends on the other processes."""
     print(text, flush=True)
     sys.stdin.readline()
 
 
 def epoch() -> Loader:
-    """Once through the augmented minibatches; returns the loader, which holds the map."""
+    """One pass over the augmented minibatches; returns the loader, which keeps the mapping."""
     data = CIFARDataset("train")
     loader = Loader(data, augment(data.info, True), torch.device("cpu"), BATCH)
     for batch in loader:
@@ -169,12 +169,12 @@ def memory(file: str, field: str) -> float:
 
 
 def private() -> float:
-    """Memory that no other process shares, in MB."""
+    """Private memory of this process, in MB."""
     return memory("smaps_rollup", "Private_Dirty") + memory("smaps_rollup", "Private_Clean")
 
 
 def write(folder: Path, images: int) -> Path:
-    """Random bytes as CIFAR's data file in `folder`, and a few of them in `folder`/small."""
+    """Write random bytes as CIFAR's data file in `folder`, a few also in `folder`/small."""
     if folder.name != "small":
         write(folder / "small", SMALL)
     path = folder / "cifar" / f"data_{RES}_10.h5"

@@ -1,9 +1,9 @@
-"""Pretraining against lightly: images a second, peak memory, and what the augmentation takes.
+"""Pretraining against lightly: images per second, peak memory, share of augmentation.
 
-`python -m bench.pretraining` prints two Markdown tables (needs Fashion-MNIST, which is prepared
-where it is absent). Both train our narrow ResNet-9 in channels_last memory with the same head,
-minibatches, operations of augmentation and number of threads. Lightly's program is what its
-documentation shows: PIL pictures in a DataLoader, its transforms, its losses, its helpers.
+`python -m bench.pretraining` prints two Markdown tables (needs Fashion-MNIST, prepared if
+missing). Both train our narrow ResNet-9 in channels_last memory with the same head,
+minibatches, augmentations and number of threads. Lightly's program follows its documentation:
+PIL pictures in a DataLoader, its transforms, losses and helpers.
 """
 
 import copy
@@ -44,11 +44,11 @@ WAYS = {
     "lightly": (0, THREADS),
     "lightly, one worker": (1, THREADS - 1),
 }
-WARMUP = 4  # steps that are not counted
+WARMUP = 4  # steps for warm-up, not timed
 
 
 def session(method: str, *params: str) -> Session:
-    """Ours, of `-g fashion/r9/<method>` without probes."""
+    """A session of `-g fashion/r9/<method>` without probes."""
     registry.discover()
     queue = (f"MoCoModel.queue_size = {QUEUE}",) if method == "moco" else ()
     configure.load(configure.Spec((f"fashion/r9/{method}",), (*PARAMS, *queue, *params)))
@@ -61,26 +61,26 @@ def session(method: str, *params: str) -> Session:
 def run(quick: bool = False) -> list[tuple]:
     """Rows (what, images a second, peak MB, times as fast as that, goal)."""
     steps, repeats = (3, 1) if quick else (8, 3)
-    return [row for method in GOALS for row in compared(method, steps, repeats)]
+    return [row for method in GOALS for row in compare(method, steps, repeats)]
 
 
-def compared(method: str, steps: int, repeats: int) -> list[tuple]:
-    """One method; the ways take turns, and the median of each counts."""
-    found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+def compare(method: str, steps: int, repeats: int) -> list[tuple]:
+    """Compare one method; the implementations are interleaved, with the median of each."""
+    runs_by_way: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for _ in range(repeats):
         for way in WAYS:
-            found[way].append(measured(way, method, steps))
+            runs_by_way[way].append(measure(way, method, steps))
     middle = {way: [statistics.median(column) for column in zip(*runs, strict=True)]
-              for way, runs in found.items()}  # fmt: skip
+              for way, runs in runs_by_way.items()}  # fmt: skip
     speed, peak = middle.pop("ours")
     others = [(f"{method}, {way}", other, most, speed / other, f">= {GOALS[method]}")
               for way, (other, most) in middle.items()]  # fmt: skip
     return [(f"{method}, ours", speed, peak, "", "memory <= lightly's"), *others]
 
 
-def measured(way: str, method: str, steps: int) -> list[float]:
-    """Images a second, and peak MB, of a process that trains; see `child`."""
-    # Threads that wait asleep: beside other work, those that spin take time from all.
+def measure(way: str, method: str, steps: int) -> list[float]:
+    """Images per second and peak MB of a training process; see `child`."""
+    # Waiting threads sleep: spinning ones would slow all processes on a shared machine.
     env = os.environ | {"OMP_NUM_THREADS": str(WAYS[way][1]), "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "bench.pretraining", way, method, str(steps)]
     output = subprocess.run(
@@ -92,8 +92,8 @@ def measured(way: str, method: str, steps: int) -> list[float]:
 def child(way: str, method: str, steps: int) -> None:
     """Train for `WARMUP` + `steps` minibatches; prints images a second and peak MB.
 
-    The memory is the process's own, above that of the imports: the pages of a mapped file are
-    the system's, which takes them back and gives them to all processes.
+    Private memory above that of the imports: pages of a mapped file belong to the system's page
+    cache, shared between processes.
     """
     workers, threads = WAYS[way]
     torch.set_num_threads(threads)
@@ -117,8 +117,8 @@ def ours(method: str, steps: int, workers: int, tick: Callable) -> None:
 
 
 def lightly(method: str, steps: int, workers: int, tick: Callable) -> None:
-    """A loop as lightly's documentation has it; arguments as of `ours`."""
-    source = session(method)  # only the data and an untrained network come from it
+    """A training loop as in lightly's documentation; arguments as in `ours`."""
+    source = session(method)  # only for the data and an untrained network
     train = source.loaders["train"]
     module = {"moco": MoCo, "simclr": SimCLR}[method](source.model.backbone.encoder)
     module.to(memory_format=torch.channels_last).train()
@@ -137,7 +137,7 @@ def lightly(method: str, steps: int, workers: int, tick: Callable) -> None:
 
 
 def views_of(method: str, ours: Augmentation) -> Callable:
-    """Lightly's transform with the operations and strengths of ours for grey pictures."""
+    """Lightly's transform with our augmentations and strengths for grey pictures."""
     kind = {"moco": MoCoV2Transform, "simclr": SimCLRTransform}[method]
     info, least = ours.info, ours.transforms["resized_crop"].scale[0]
     jitter = ours.transforms["photo_jitter"].strengths
@@ -165,7 +165,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 class SimCLR(nn.Module):
-    """NT-Xent, with lightly's parts."""
+    """SimCLR from lightly's parts."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
@@ -180,22 +180,24 @@ class SimCLR(nn.Module):
 
 
 class MoCo(nn.Module):
-    """InfoNCE with a copy that lags behind and a memory bank, of lightly's parts."""
+    """MoCo (momentum encoder and memory bank) from lightly's parts."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = MoCoProjectionHead(encoder.out_feats, HIDDEN, DIMS)
-        self.lagging = copy.deepcopy(nn.ModuleList((self.encoder, self.head)))
-        deactivate_requires_grad(self.lagging)
+        self.momentum_encoder = copy.deepcopy(nn.ModuleList((self.encoder, self.head)))
+        deactivate_requires_grad(self.momentum_encoder)
         self.criterion = NTXentLoss(0.2, memory_bank_size=(QUEUE, DIMS))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of two views [B, 3, H, W]; the copy follows before it."""
-        for leader, copied in zip((self.encoder, self.head), self.lagging, strict=True):
+        """Update the momentum encoder; return the loss of two views [B, 3, H, W]."""
+        for leader, copied in zip(
+            (self.encoder, self.head), self.momentum_encoder, strict=True
+        ):
             update_momentum(leader, copied, 0.99)
         query = self.head(self.encoder(first).pooled)
-        encoder, head = self.lagging
+        encoder, head = self.momentum_encoder
         key = head(encoder(second).pooled).detach()
         return self.criterion(query, key)
 
@@ -204,14 +206,14 @@ class MoCo(nn.Module):
 
 
 def shares(quick: bool = False) -> list[tuple]:
-    """Rows (what, milliseconds a minibatch, share, goal) of one thread's time."""
+    """Rows (what, milliseconds per minibatch, share, goal) with one thread."""
     settings = {"simclr": (), "simclr, with colour and blur": STRONG, "moco": ()}
     return [row for name, params in settings.items()
             for row in share(name, session(name.split(",")[0], *params), quick)]  # fmt: skip
 
 
 def share(name: str, trained: Session, quick: bool) -> list[tuple]:
-    """Data and augmentation, and the whole step."""
+    """Time of data and augmentation relative to the whole step."""
     count = 2 if quick else 6
     model, loader = trained.model.train(), trained.loaders["train"]
     batches = list(loader.batches(count))
@@ -229,9 +231,9 @@ def share(name: str, trained: Session, quick: bool) -> list[tuple]:
             model.after_step(0.5)
 
     seconds = interleave({"data": data, "steps": steps}, 2 if quick else 5)
-    whole = sum(seconds.values())
+    total = sum(seconds.values())
     label = f"{name}: data and augmentation, of two-view steps"
-    return [(label, 1e3 * seconds["data"] / count, seconds["data"] / whole, "<= 0.1")]
+    return [(label, 1e3 * seconds["data"] / count, seconds["data"] / total, "<= 0.1")]
 
 
 if __name__ == "__main__":

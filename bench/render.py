@@ -1,7 +1,7 @@
-"""Rendering: pictures a second, what workers gain, memory, and the ray caster Embree.
+"""Rendering: pictures per second, speed-up by workers, memory, and Embree as a reference.
 
 `python -m bench.render` prints three Markdown tables (about four minutes). Files go to a
-temporary folder. The texture bank is made first and not counted: it costs once.
+temporary folder. The texture bank is created first and not timed.
 """
 
 import os
@@ -21,12 +21,12 @@ from selfstudy.render.world import World
 
 SINGLE = ("1111", 1, 64, 1200)  # factors, objects, pixels, pictures
 MULTI = ("1111", 4, 128, 300)
-GOALS = {SINGLE: (12_000, 240), MULTI: (3_000, 300)}  # pictures in so many seconds
+GOALS = {SINGLE: (12_000, 240), MULTI: (3_000, 300)}  # pictures, seconds allowed
 FULL = 480_000
 
 
 def make(settings: tuple, workers: int, folder: Path) -> float:
-    """Seconds of wall clock to render such a set, start of the workers included."""
+    """Wall-clock seconds to render a set, including the start of the workers."""
     from selfstudy.render import produce
 
     factors, objects, res, images = settings
@@ -38,30 +38,30 @@ def make(settings: tuple, workers: int, folder: Path) -> float:
 
 
 def speed(folder: Path, repeats: int) -> list[tuple]:
-    """Rows of pictures a second with 1 and 2 workers, and what the goals' sets would take."""
+    """Rows of pictures per second with 1 and 2 workers, extrapolated to the goals' sets."""
     rows = []
     for settings in (SINGLE, MULTI):
         times: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(repeats):
-            for workers, found in times.items():
-                found.append(make(settings, workers, folder))
-        one, two = (float(np.median(found)) for found in times.values())
+            for workers, samples in times.items():
+                samples.append(make(settings, workers, folder))
+        single, double = (float(np.median(samples)) for samples in times.values())
         factors, objects, res, images = settings
         wanted, limit = GOALS[settings]
         name = f"{objects} object{'s' * (objects > 1)}, {res} x {res}"
         rows += [
-            (f"{name}, 1 worker", images / one, 1.0, ""),
-            (f"{name}, 2 workers", images / two, one / two, ">= 1.6"),
-            (f"{name}, {wanted:,} pictures, s", wanted * two / images, "", f"< {limit}"),
+            (f"{name}, 1 worker", images / single, 1.0, ""),
+            (f"{name}, 2 workers", images / double, single / double, ">= 1.6"),
+            (f"{name}, {wanted:,} pictures, s", wanted * double / images, "", f"< {limit}"),
         ]
         if objects == 1:
-            hours = FULL * one / images / 3600
+            hours = FULL * single / images / 3600
             rows.append((f"{name}, {FULL:,} pictures, core hours", hours, "", ""))
     return rows
 
 
 def embree() -> list[tuple]:
-    """Rows of milliseconds a picture: visibility by the z-buffer, by Embree, and all of it."""
+    """Rows of milliseconds per picture: visibility by z-buffer and Embree; whole rendering."""
     import trimesh
     from trimesh.ray.ray_pyembree import RayMeshIntersector
 
@@ -75,36 +75,36 @@ def embree() -> list[tuple]:
         origins = np.tile(CAMERA.position, (len(rays), 1))
 
         def cast(solids=solids, rays=rays, origins=origins) -> None:
-            for each in solids:
-                corners = each.corners.reshape(-1, 3)
+            for scene in solids:
+                corners = scene.corners.reshape(-1, 3)
                 faces = np.arange(len(corners)).reshape(-1, 3)
                 mesh = trimesh.Trimesh(corners, faces, process=False)
                 RayMeshIntersector(mesh, scale_to_box=False).intersects_first(origins, rays)
 
         def draw(scenes=scenes, solids=solids, res=res, bank=world.bank) -> None:
-            for scene, each in zip(scenes, solids, strict=True):
-                label(scene, CAMERA, res, each)
-                colour(scene, CAMERA, res, bank, each)
+            for scene, triangles in zip(scenes, solids, strict=True):
+                label(scene, CAMERA, res, triangles)
+                colour(scene, CAMERA, res, bank, triangles)
 
-        found = interleave(
+        timings = interleave(
             {
                 "z-buffer, visibility": lambda s=solids, r=res: [
-                    each.seen([CAMERA], 2 * r) for each in s
+                    solid.nearest([CAMERA], 2 * r) for solid in s
                 ],
                 "Embree, visibility": cast,
                 "picture and labels": draw,
             },
             repeats=5,
         )
-        base = found["z-buffer, visibility"]
-        for name, seconds in found.items():
+        base = timings["z-buffer, visibility"]
+        for name, seconds in timings.items():
             what = f"{objects} object{'s' * (objects > 1)}, {res} x {res}: {name}"
             rows.append((what, seconds / len(scenes) * 1e3, seconds / base))
     return rows
 
 
 def peak(folder: Path, images: int) -> float:
-    """Peak memory in MB of a process that renders so many pictures by itself."""
+    """Peak memory in MB of a process that renders `images` pictures alone."""
     code = (
         "import sys, pathlib; from bench.render import make, SINGLE; "
         "make((*SINGLE[:3], int(sys.argv[2])), 1, pathlib.Path(sys.argv[1]))"

@@ -1,4 +1,4 @@
-"""Results of many trials: how long they take to load, and the page that tells of them.
+"""Time to load the results of many trials, and to write their report.
 
 python -m bench.results     1,000 trials of 100 rounds to load; a report of 200 (a minute)
 """
@@ -20,7 +20,7 @@ LINE = {
 
 
 def experiment(folder: Path, trials: int, rounds: int) -> None:
-    """Write an experiment of made-up results: two learning rates' powers, widths and seeds."""
+    """Write an experiment with synthetic results over learning rates, widths and seeds."""
     dice = random.Random(0)
     rows = [
         {"name": f"e_{number:04d}", "overrides": {

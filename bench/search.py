@@ -1,4 +1,4 @@
-"""The search service: overhead per trial, size at a thousand trials, and what ASHA saves.
+"""The search service: overhead per trial, size at a thousand trials, and savings by ASHA.
 
 python -m bench.search overhead     300 short trials, against Ray Tune's defaults (5 minutes)
 python -m bench.search many         1,000 simulated trials (4 minutes)
@@ -25,11 +25,11 @@ SHORT = ["-g", "digits/r9/search", "-p", "session.train_iters = 3", "session.val
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """That of this process, with experiments in `folder` and the project's data."""
+    """Environment for a run: experiments in `folder`, the project's data."""
     return os.environ | {"SELFSTUDY_EXP": str(folder), "SELFSTUDY_DATA": str(paths.DATA_DIR)}
 
 
-# One CPU each and nothing on the disk but results.
+# One CPU each, nothing stored but results.
 BARE = ("checkpoint_freq=0", "checkpoint_at_end=False", "resources_per_trial={'cpu': 1}")
 
 
@@ -39,10 +39,10 @@ def run(
     """Run an experiment; returns its seconds.
 
     Args:
-        folder: where its folder goes.
+        folder: parent folder of the experiment.
         name: of the experiment.
         flags: of main.py.
-        watch: gets (trials that have ended, memory of the driver in KB) once a second.
+        watch: list, extended once a second by (ended trials, driver's memory in KB).
     """
     command = [sys.executable, str(paths.ROOT / "main.py"), "-e", name, "-q", *flags]
     start = time.monotonic()
@@ -50,7 +50,7 @@ def run(
         driver = subprocess.Popen(command, env=environment(folder), stdout=log, stderr=log)
         while driver.poll() is None:
             if watch is not None:
-                watch.append((len(ended(folder / name)), memory(driver.pid)))
+                watch.append((len(end_times(folder / name)), memory(driver.pid)))
             time.sleep(1)
     if driver.returncode:
         sys.exit((folder / f"{name}.log").read_text())
@@ -58,7 +58,7 @@ def run(
 
 
 def memory(pid: int) -> int:
-    """Resident memory of a process in KB that it does not share with files (Linux)."""
+    """Resident memory of a process in KB, without file pages (Linux)."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -68,8 +68,8 @@ def memory(pid: int) -> int:
     )
 
 
-def ended(experiment: Path) -> list[float]:
-    """When its trials have ended."""
+def end_times(experiment: Path) -> list[float]:
+    """End times of its trials."""
     return [
         line["time"]
         for line in files.read_lines(experiment / paths.JOURNAL)
@@ -77,14 +77,14 @@ def ended(experiment: Path) -> list[float]:
     ]
 
 
-def lasts(experiment: Path) -> list[dict]:
+def last_results(experiment: Path) -> list[dict]:
     """The last result of each trial."""
-    found = sorted(experiment.glob(f"e_*/{paths.RESULT}"))
-    return [files.read_lines(path)[-1] for path in found]
+    results = sorted(experiment.glob(f"e_*/{paths.RESULT}"))
+    return [files.read_lines(path)[-1] for path in results]
 
 
 def marginal(times: Sequence[float]) -> float:
-    """Seconds from one end of a trial to the next, without the first workers' start."""
+    """Seconds between ends of trials, excluding the start of the first workers."""
     late = sorted(times)[len(times) // 6 :]
     return (late[-1] - late[0]) / (len(late) - 1)
 
@@ -93,17 +93,17 @@ def marginal(times: Sequence[float]) -> float:
 
 
 def overhead(folder: Path, trials: int, plain: int) -> None:
-    """Everything but the training, per trial: ours, and Ray Tune as it comes."""
+    """Overhead per trial beside training: ours, and Ray Tune's defaults."""
     slots = len(os.sched_getaffinity(0))
     seconds = run(folder, "ours", "-r", "single_run", *SHORT, "--set", f"num_samples={trials}",
                   *BARE)  # fmt: skip
-    training = statistics.mean(last["total_s"] for last in lasts(folder / "ours"))
-    ours = marginal(ended(folder / "ours")) - training / slots
+    training = statistics.mean(last["total_s"] for last in last_results(folder / "ours"))
+    ours = marginal(end_times(folder / "ours")) - training / slots
     command = [sys.executable, "-m", "bench.search", "plain", str(plain), str(folder)]
-    told = subprocess.run(command, cwd=paths.ROOT, env=environment(folder), text=True,
+    output = subprocess.run(command, cwd=paths.ROOT, env=environment(folder), text=True,
                           check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
-    found = json.loads(told.splitlines()[-1])
-    theirs = marginal(found["ended"]) - found["training"] / slots
+    measurement = json.loads(output.splitlines()[-1])
+    theirs = marginal(measurement["ended"]) - measurement["training"] / slots
     rows = [
         ("training of one trial", training, ""),
         (f"ours, {trials} trials: overhead of one more", ours, "<= 0.3"),
@@ -116,7 +116,7 @@ def overhead(folder: Path, trials: int, plain: int) -> None:
 
 
 def plain(trials: int, folder: Path) -> None:
-    """The same trials by a Tuner with its defaults: one actor each, its loggers, its record."""
+    """The same trials by Ray's Tuner with its defaults: an actor per trial, all loggers."""
     import ray
     from ray import tune
 
@@ -128,7 +128,7 @@ def plain(trials: int, folder: Path) -> None:
     done, training = [], []
 
     class Plain(tune.Trainable):
-        """One of our trials in Ray's own terms."""
+        """One of our trials as a Ray Trainable."""
 
         def setup(self, config: dict) -> None:
             where = folder / "plain" / self.trial_id
@@ -146,7 +146,7 @@ def plain(trials: int, folder: Path) -> None:
             pass
 
     class Watch(tune.Callback):
-        """Notes when trials end."""
+        """Callback that records end times of trials."""
 
         def on_trial_complete(self, iteration, trials, trial, **info) -> None:
             done.append(time.time())
@@ -165,7 +165,7 @@ def plain(trials: int, folder: Path) -> None:
 
 
 def many(folder: Path, trials: int) -> None:
-    """What a thousand trials take on the disk, in the driver's memory and to list."""
+    """Disk space, driver memory and listing time of a thousand trials."""
     seen: list[tuple[int, int]] = []
     seconds = run(folder, "many", "-r", "single_run", "-g", "simulation/search", "-p",
                   "simulation.rounds = 1", "--set", f"num_samples={trials}", *BARE,
@@ -181,13 +181,13 @@ def many(folder: Path, trials: int) -> None:
         "except SystemExit: pass\n"
         "print(time.monotonic() - start, file=sys.stderr)"
     )
-    told = subprocess.run([sys.executable, "-c", listing], cwd=paths.ROOT, text=True,
+    listed = subprocess.run([sys.executable, "-c", listing], cwd=paths.ROOT, text=True,
                           env=environment(folder), capture_output=True, check=True)  # fmt: skip
     rows = [
         ("seconds in all", seconds, ""),
         ("folder, KB a trial", sum(sizes) / trials / 1000, "< 40"),
         ("driver's growth, KB a trial", growth, "<= 50"),
-        ("results.py ls, seconds after imports", float(told.stderr.split()[-1]), "< 3"),
+        ("results.py ls, seconds after imports", float(listed.stderr.split()[-1]), "< 3"),
     ]
     print(table(rows, [f"{trials} trials of one round", "measured", "goal"]))
 
@@ -196,16 +196,19 @@ def many(folder: Path, trials: int) -> None:
 
 
 def asha(folder: Path, seeds: int, trials: int) -> None:
-    """The best that ASHA finds and the rounds it takes, against all trials run to the end."""
+    """Best accuracy and rounds of ASHA, against running all trials to the end."""
     rows = []
     for seed in range(seeds):
         flags = ["-r", "asha", "-g", "fashion/r9/search", "-p", f"session.seed = {seed}",
                  "--set", f"num_samples={trials}", "checkpoint_at_end=False"]  # fmt: skip
         run(folder, f"asha{seed}", *flags)
         run(folder, f"whole{seed}", *flags, "scheduler=None")
-        found, whole = lasts(folder / f"asha{seed}"), lasts(folder / f"whole{seed}")
-        best = [max(last["mean_accuracy"] for last in some) for some in (found, whole)]
-        rounds = [sum(last["round"] for last in some) for some in (found, whole)]
+        stopped, complete = (
+            last_results(folder / f"asha{seed}"),
+            last_results(folder / f"whole{seed}"),
+        )
+        best = [max(last["mean_accuracy"] for last in some) for some in (stopped, complete)]
+        rounds = [sum(last["round"] for last in some) for some in (stopped, complete)]
         rows.append((seed, *(f"{value:.4f}" for value in best), f"{best[1] - best[0]:+.4f}",
                      *map(int, rounds), f"{rounds[0] / rounds[1]:.3f}"))  # fmt: skip
         heads = ["seed", "ASHA's best", "whole search's", "behind (<= 0.005)", "ASHA's rounds",

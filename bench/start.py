@@ -1,4 +1,4 @@
-"""CPU seconds that commands take before any training, beside the import of torch."""
+"""CPU seconds of commands before any training, compared with the import of torch."""
 
 import resource
 import shlex

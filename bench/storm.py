@@ -1,8 +1,8 @@
-"""Kills a study at random moments, resumes it until it is done, and looks for what was lost.
+"""Fault injection: kills a study at random times, resumes it, and checks that nothing is lost.
 
 `python -m bench.storm --kills 50` does so with the grid of -r simulated, whose numbers are a
-function of configuration and round. It prints what became of the trials beside those of a study
-that nobody disturbed, and ends with code 1 if anything is missing, doubled or different.
+function of configuration and round. It compares the trials with those of an
+undisturbed study, and exits with code 1 if anything is missing, duplicated or different.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from util.environment import cpus
 TIMING = ("images_per_s", "round_s", "total_s", "time", "memory_mb")
 METRICS = ("train_loss", "train_accuracy", "valid_accuracy", "mean_accuracy", "best_accuracy")
 KINDS = ("worker SIGKILL", "driver SIGKILL", "SIGINT", "SIGTERM")
-SPENT = 600.0  # seconds that one start of main.py may take, on a busy machine
-GONE = 30.0  # seconds until the processes of a driver that has ended must be gone
-ORPHANS = 100.0  # the same, of one that was killed: Ray's agents wait a minute for an answer
+SPENT = 600.0  # seconds allowed for one start of main.py, on a busy machine
+GONE = 30.0  # seconds after which the processes of an ended driver must be gone
+ORPHANS = 100.0  # the same for a killed driver: Ray's agents time out after a minute
 SIGNALS = {"driver SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 CODES = {"driver SIGKILL": 137, "SIGINT": 130, "SIGTERM": 143}
 
@@ -48,18 +48,18 @@ CODES = {"driver SIGKILL": 137, "SIGINT": 130, "SIGTERM": 143}
 
 
 def processes(experiments: Path) -> Iterator[tuple[int, str]]:
-    """Process id and command line of what runs on these experiments (Linux)."""
+    """Process ids and command lines of processes for these experiments (Linux)."""
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             environ = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
             if f"SELFSTUDY_EXP={experiments}".encode() in environ:
                 line = Path(f"/proc/{name}/cmdline").read_text().replace("\0", " ")
-                if line:  # else it has ended and nobody has asked how
+                if line:  # else a zombie
                     yield int(name), line
 
 
 def workers(experiments: Path) -> list[int]:
-    """Process ids of the workers that run a trial."""
+    """Process ids of workers that run a trial."""
     return [
         pid
         for pid, line in processes(experiments)
@@ -68,15 +68,15 @@ def workers(experiments: Path) -> list[int]:
 
 
 def until(condition: Callable[[], Any], seconds: float) -> Any:
-    """What `condition` says as soon as it is true, or what it says last."""
+    """Poll `condition` until it is true or time is up; returns its last value."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
+    while not (outcome := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return found
+    return outcome
 
 
 def quiet(experiments: Path, seconds: float = GONE, but: Collection[int] = ()) -> list[str]:
-    """Command lines of the processes that are still there after `seconds`."""
+    """Command lines of processes still alive after `seconds`."""
 
     def left() -> list[str]:
         return [line for pid, line in processes(experiments) if pid not in but]
@@ -86,54 +86,54 @@ def quiet(experiments: Path, seconds: float = GONE, but: Collection[int] = ()) -
 
 
 def as_in_a_shell(code: int) -> int:
-    """An exit code; that of a process that had no time to take the signal is 128 more."""
+    """Exit code as in a shell: 128 + number for a process killed by a signal."""
     return 128 - code if code < 0 else code
 
 
-# ---- what must hold -------------------------------------------------------------------------
+# ---- invariants -----------------------------------------------------------------------------
 
 
 def rows_of(plan: Plan, row: Row) -> list[dict[str, Any]]:
-    """A trial's result lines without what no two runs share."""
+    """A trial's result lines without fields that differ between runs."""
     lines = plan.results(row)
     return [{key: item for key, item in line.items() if key not in TIMING} for line in lines]
 
 
 def simulation(spec: Spec, overrides: dict[str, Any]) -> Simulation:
-    """The formula of a trial, which takes no time."""
+    """The simulated trial, without its delay."""
     values = rehearsal.check(spec, overrides, build=False).parts["simulation"]
     still = {"seconds": 0.0, "fault": "none"}
     return Simulation(torch.device("meta"), **(values | still))
 
 
 def problems(plan: Plan) -> list[str]:
-    """What is wrong with a study of simulations that is said to be complete."""
+    """Inconsistencies of a completed study of simulations."""
     names = [row.name for row in plan.rows]
     folders = sorted(path.name for path in plan.folder.iterdir() if path.is_dir())
     folders = [name for name in folders if not name.startswith(".")]
-    found = []
+    faults = []
     if len(names) != plan.total:
-        found.append(f"{len(names)} of {plan.total} trials")
+        faults.append(f"{len(names)} of {plan.total} trials")
     if folders != sorted(set(names)) or len(set(names)) != len(names):
-        found.append(f"folders and trials differ: {sorted(set(folders) ^ set(names))}")
+        faults.append(f"folders and trials differ: {sorted(set(folders) ^ set(names))}")
     if torn := files.scan_lines(plan.folder / paths.JOURNAL)[1]:
-        found.append(f"{torn} lines of the journal are torn")
+        faults.append(f"{torn} lines of the journal are torn")
     statuses = plan.statuses()
     for row in plan.rows:
         lines, status = plan.results(row), statuses[row.name]
         if status not in ("done", "stopped"):
-            found.append(f"{row.name} is {status}")
+            faults.append(f"{row.name} is {status}")
         if files.scan_lines(plan.folder / row.name / paths.RESULT)[1]:
-            found.append(f"{row.name} has torn lines")
+            faults.append(f"{row.name} has torn lines")
         wrong = _jumps if any("exploited" in line for line in lines) else _differs
-        found += [f"{row.name}: {text}" for text in wrong(plan, row, lines)]
+        faults += [f"{row.name}: {text}" for text in wrong(plan, row, lines)]
         if status == "done" and (not lines or lines[-1]["round"] != lines[-1]["rounds"]):
-            found.append(f"{row.name} is done and not complete")
-    return found + _untold(plan, statuses)
+            faults.append(f"{row.name} is done and not complete")
+    return faults + _optuna_faults(plan, statuses)
 
 
 def _differs(plan: Plan, row: Row, lines: list[dict[str, Any]]) -> Iterator[str]:
-    """Compare a trial's lines with the formula, number for number."""
+    """Compare a trial's lines with the simulation, exactly."""
     formula = simulation(plan.spec, row.overrides)
     numbers = [line["round"] for line in lines]
     if numbers != list(range(1, len(lines) + 1)):
@@ -146,9 +146,9 @@ def _differs(plan: Plan, row: Row, lines: list[dict[str, Any]]) -> Iterator[str]
 
 
 def _jumps(plan: Plan, row: Row, lines: list[dict[str, Any]]) -> Iterator[str]:
-    """A trial that took over others' states: each round follows from the one before.
+    """Check a trial that adopted other states: each round follows from the previous one.
 
-    Its configuration changed on the way, so only the last one is compared with the formula.
+    Its configuration changed in between, so only the last one is compared with the simulation.
     """
     formula = simulation(plan.spec, plan.current(row))
     numbers = [line["round"] for line in lines]
@@ -167,13 +167,13 @@ def _jumps(plan: Plan, row: Row, lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _limit(rate: float, before: dict[str, Any], line: dict[str, Any]) -> float:
-    """The accuracy that a round has moved towards."""
+    """The accuracy that a round converges to."""
     old, new = before["mean_accuracy"], line["mean_accuracy"]
     return old + (new - old) / rate
 
 
-def _untold(plan: Plan, statuses: dict[str, str]) -> list[str]:
-    """What Optuna's file says otherwise than the experiment's."""
+def _optuna_faults(plan: Plan, statuses: dict[str, str]) -> list[str]:
+    """Differences between Optuna's journal and the experiment."""
     file = plan.folder / "optuna.journal"
     if not file.exists():
         return []
@@ -184,31 +184,31 @@ def _untold(plan: Plan, statuses: dict[str, str]) -> list[str]:
     storage = JournalStorage(JournalFileBackend(str(file)))
     (study,) = optuna.get_all_study_summaries(storage)
     trials = storage.get_all_trials(study._study_id)
-    open_ones = [one.number for one in trials if not one.state.is_finished()]
-    told = sum(one.state.name == "COMPLETE" for one in trials)
-    found = [f"Optuna's trials {open_ones} are open"] if open_ones else []
-    if told != len(statuses):
-        found.append(f"Optuna knows {told} values of {len(statuses)} trials")
-    return found
+    open_ones = [trial.number for trial in trials if not trial.state.is_finished()]
+    completed = sum(trial.state.name == "COMPLETE" for trial in trials)
+    faults = [f"Optuna's trials {open_ones} are open"] if open_ones else []
+    if completed != len(statuses):
+        faults.append(f"Optuna knows {completed} values of {len(statuses)} trials")
+    return faults
 
 
 def differences(reference: Plan, plan: Plan) -> list[str]:
-    """Where a grid's trials differ from those of the undisturbed study."""
+    """Names of a grid's trials that differ from the undisturbed study."""
     expected = {row.name: rows_of(reference, row) for row in reference.rows}
     came = {row.name: rows_of(plan, row) for row in plan.rows}
     return [name for name in expected | came if expected.get(name) != came.get(name)]
 
 
 def best(plan: Plan) -> tuple[str, float]:
-    """The best trial and its value, from the files alone."""
+    """The best trial and its value, from the files only."""
     metric, _ = plan.objectives[0]
     values = {row.name: plan.last(row).get(metric, 0.0) for row in plan.rows}
-    name = max(values, key=lambda one: values[one])
+    name = max(values, key=lambda trial: values[trial])
     return name, values[name]
 
 
 def results(plan: Plan) -> str:
-    """ProgressTable, rounds and last metric as a table."""
+    """Status, rounds and last metric of the trials as a table."""
     metric, _ = plan.objectives[0]
     lasts = [(row.name, plan.last(row)) for row in plan.rows]
     rows = [[name, last.get("round", 0), f"{last.get(metric, float('nan')):.6f}"]
@@ -216,11 +216,11 @@ def results(plan: Plan) -> str:
     return table(rows, ["trial", "rounds", metric])
 
 
-# ---- the storm ------------------------------------------------------------------------------
+# ---- fault injection -------------------------------------------------------------------------
 
 
 class Rounds(threading.Thread):
-    """Counts the rounds that are executed, also those whose lines do not stay."""
+    """Counts executed rounds, also those whose lines are dropped on resume."""
 
     def __init__(self, experiments: Path):
         super().__init__(daemon=True)
@@ -229,12 +229,12 @@ class Rounds(threading.Thread):
         self.looked: dict[Path, int] = {}
 
     def run(self) -> None:
-        """Look at what is new until `over`."""
+        """Poll for new lines until `over`."""
         while not self.over.wait(0.1):
             self.look()
 
     def look(self) -> None:
-        """Each execution of a round has a time of its own."""
+        """Record new executions; each has its own timestamp."""
         for file in self.experiments.glob(f"storm*/e_*/{paths.RESULT}"):
             with contextlib.suppress(OSError):
                 changed = file.stat().st_mtime_ns
@@ -245,20 +245,20 @@ class Rounds(threading.Thread):
 
 @dataclasses.dataclass
 class Storm:
-    """One study after the other, killed and resumed, until so many kills are spent.
+    """Runs studies that are killed and resumed, up to a number of kills.
 
     Attributes:
-        experiments: SELFSTUDY_EXP.
+        experiments: folder of experiments (SELFSTUDY_EXP).
         ray: name of the ray config.
         flags: more flags of main.py, such as `--set`.
         seconds: of a round.
-        draw: of moments and kinds.
-        kinds: what may be killed.
-        early: share of the kills that may come while Ray starts.
-        kills: what was killed, in order.
-        faults: what must not have happened.
-        executed: trial and time of each round that was computed.
-        orphans: processes of killed drivers, which end by themselves.
+        draw: random generator of times and kinds.
+        kinds: kinds of kills.
+        early: share of the kills that may occur while Ray starts.
+        kills: kinds of the kills so far.
+        faults: violations found while running.
+        executed: (trial, time) of each computed round.
+        orphans: processes of killed drivers, which exit by themselves.
     """
 
     experiments: Path
@@ -274,7 +274,7 @@ class Storm:
     orphans: set[int] = dataclasses.field(default_factory=set)
 
     def start(self, *flags: str) -> subprocess.Popen:
-        """`main.py` with its output in a file, in a process group of its own."""
+        """Start `main.py` in its own process group, with its output in a file."""
         env = os.environ | {
             "SELFSTUDY_EXP": str(self.experiments),
             "RAY_TMPDIR": str(self.experiments.parent / "ray"),
@@ -286,12 +286,12 @@ class Storm:
                                     start_new_session=True)  # fmt: skip
 
     def fresh(self, name: str) -> list[str]:
-        """The flags that begin a study."""
+        """The flags that start a study."""
         params = ["-p", f"simulation.seconds = {self.seconds}"]
         return ["-e", name, "-r", self.ray, "-g", "simulation/search", *params, *self.flags]
 
-    def undisturbed(self, *flags: str) -> Plan:
-        """The study as it ends when nobody kills anything."""
+    def run_undisturbed(self, *flags: str) -> Plan:
+        """Run the study without kills."""
         process = self.start(*self.fresh("reference"), *flags)
         code = process.wait(SPENT + 60 * self.seconds)
         if code:
@@ -299,7 +299,7 @@ class Storm:
         return Plan.stored("reference")
 
     def rage(self, name: str, kills: int) -> Plan:
-        """One study: killed at most `kills` times, and resumed until it is done."""
+        """Run one study: killed at most `kills` times, resumed until it is done."""
         flags, planned = self.fresh(name), self.experiments / name / paths.PLAN
         flags += ["--set", "max_failures=99"]
         watch = Rounds(self.experiments)
@@ -339,9 +339,9 @@ class Storm:
                 return as_in_a_shell(process.returncode)
             if kind != "worker SIGKILL":
                 return self.end(process, kind)
-            if found := workers(self.experiments):
+            if running := workers(self.experiments):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.draw.choice(found), signal.SIGKILL)
+                    os.kill(self.draw.choice(running), signal.SIGKILL)
                     self.kills.append(kind)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return as_in_a_shell(process.wait(max(0.1, deadline - time.monotonic())))
@@ -350,7 +350,7 @@ class Storm:
         return None
 
     def wait_a_while(self, process: subprocess.Popen, watch: Rounds, planned: Path) -> None:
-        """Until some rounds more are done; now and then any moment from the plan on."""
+        """Wait for some more rounds; sometimes for a random time from the plan on."""
         until(lambda: planned.exists() or process.poll() is not None, SPENT)
         if self.draw.random() < self.early:
             moment = time.monotonic() + self.draw.uniform(0, 10)
@@ -363,9 +363,9 @@ class Storm:
 
     def end(self, process: subprocess.Popen, kind: str) -> int | None:
         """Send a driver its signal; returns its code."""
-        whole = kind == "SIGINT" and self.draw.random() < 0.5  # as a terminal does
+        to_group = kind == "SIGINT" and self.draw.random() < 0.5  # as from a terminal
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if whole else os.kill)(process.pid, SIGNALS[kind])
+            (os.killpg if to_group else os.kill)(process.pid, SIGNALS[kind])
         try:
             code = as_in_a_shell(process.wait(ORPHANS))
         except subprocess.TimeoutExpired:
@@ -373,7 +373,7 @@ class Storm:
             process.wait()
             self.faults.append(f"{kind}: still there after {ORPHANS:.0f} s: {self.tail()}")
             return None
-        if code == 0:  # it had just ended
+        if code == 0:  # it has just ended
             return code
         self.kills.append(kind)
         if code != CODES[kind]:
@@ -381,7 +381,7 @@ class Storm:
         if kind != "driver SIGKILL":
             left = quiet(self.experiments, but=self.orphans)
             self.faults += [f"left by {kind}: {line[:80]}" for line in left]
-        elif self.draw.random() < 0.5:  # else it is resumed at once
+        elif self.draw.random() < 0.5:  # else it is resumed immediately
             quiet(self.experiments)
         self.orphans |= {pid for pid, _ in processes(self.experiments)}
         return CODES[kind]
@@ -392,13 +392,13 @@ class Storm:
         return " | ".join(lines.strip().splitlines()[-4:])
 
 
-def kept(plan: Plan) -> int:
-    """Rounds whose lines are there."""
+def kept_rounds(plan: Plan) -> int:
+    """Number of rounds with a result line."""
     return sum(len(plan.results(row)) for row in plan.rows)
 
 
-def bound(storm: Storm, plan: Plan) -> int:
-    """Rounds that the kills may have cost: a worker's since its last checkpoint, each."""
+def most_repeated(storm: Storm, plan: Plan) -> int:
+    """Upper bound of repeated rounds: those since the last checkpoint, per killed worker."""
     at_once = shares.at_once(plan.exp_args["resources_per_trial"], cpus(), 0)
     count = collections.Counter(storm.kills)
     interval = plan.exp_args["checkpoint_freq"] or int(plan.last(plan.rows[0])["rounds"])
@@ -420,57 +420,57 @@ def run(
     """Kill and resume studies until `kills` are spent.
 
     Args:
-        folder: a new one, for everything; `paths.EXP_DIR` must be its `exp`.
-        kills: how many.
+        folder: a new one, for all files; `paths.EXP_DIR` must be its `exp`.
+        kills: number of kills.
         ray: name of the ray config.
         flags: more flags of main.py.
         seconds: of a round.
-        seed: of the moments and kinds.
-        reference: run the study undisturbed, too, with these flags, and compare a grid with
-            it; None does not.
-        kinds: what may be killed.
-        early: share of the kills that may come while Ray starts.
-        say: told of tables and counts.
+        seed: of the times and kinds of kills.
+        reference: flags of an undisturbed run of the study, with which a grid is compared;
+            None for no such run.
+        kinds: kinds of kills.
+        early: share of the kills that may occur while Ray starts.
+        say: called with tables and counts.
 
     Returns:
-        What does not hold; nothing when all is well.
+        The violations; empty if there are none.
     """
     experiments = folder / "exp"
     experiments.mkdir(parents=True, exist_ok=True)
     storm = Storm(experiments, ray, flags, seconds, random.Random(seed), kinds, early)
-    undisturbed = None if reference is None else storm.undisturbed(*reference)
+    undisturbed = None if reference is None else storm.run_undisturbed(*reference)
     if undisturbed:
         say(f"\nundisturbed:\n{results(undisturbed)}")
         storm.faults += problems(undisturbed)
-    start, found, stays, number, allowed = time.monotonic(), [], 0, 0, 0
+    start, faults, stays, number, allowed = time.monotonic(), [], 0, 0, 0
     jumps = False
     while not storm.faults and (not number or len(storm.kills) < kills):
         number += 1
         plan = storm.rage(f"storm{number}", kills)
-        found += [f"{plan.exp_id}: {text}" for text in problems(plan)]
+        faults += [f"{plan.exp_id}: {text}" for text in problems(plan)]
         say(f"\nafter {len(storm.kills)} kills:\n{results(plan)}")
         grid = not (plan.exp_args["scheduler"] or plan.exp_args["search_alg"])
         if undisturbed and grid:
             differ = differences(undisturbed, plan)
-            found += [f"{plan.exp_id}: {name} differs" for name in differ]
+            faults += [f"{plan.exp_id}: {name} differs" for name in differ]
             say(f"different from the undisturbed study: {', '.join(differ) or 'nothing'}")
         name, value = best(plan)
         if summary.best(plan).split()[1] != name:
-            found.append(f"{plan.exp_id}: the best is {name} with {value}")
-        stays += kept(plan)
-        allowed = bound(storm, plan)
+            faults.append(f"{plan.exp_id}: the best is {name} with {value}")
+        stays += kept_rounds(plan)
+        allowed = most_repeated(storm, plan)
         jumps |= any("exploited" in line for row in plan.rows for line in plan.results(row))
-    again = len(storm.executed) - stays
+    recomputed = len(storm.executed) - stays
     counts = collections.Counter(storm.kills)
-    kinds_told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    kinds_text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     say(
-        f"\n{len(storm.kills)} kills ({kinds_told}) in {number} studies and "
-        f"{time.monotonic() - start:.0f} s; {stays} rounds kept, {again} computed again, "
+        f"\n{len(storm.kills)} kills ({kinds_text}) in {number} studies and "
+        f"{time.monotonic() - start:.0f} s; {stays} rounds kept, {recomputed} computed again, "
         + ("or given up for another trial's" if jumps else f"at most {allowed}")
     )
-    if again > allowed and not jumps:
-        found.append(f"{again} rounds were computed again, more than {allowed}")
-    return storm.faults + found
+    if recomputed > allowed and not jumps:
+        faults.append(f"{recomputed} rounds were computed again, more than {allowed}")
+    return storm.faults + faults
 
 
 def main() -> int:
@@ -484,11 +484,11 @@ def main() -> int:
     more = ("--set", *args.set) if args.set else ()
     folder = Path(tempfile.mkdtemp(prefix="storm-"))
     paths.EXP_DIR = folder / "exp"
-    found = run(folder, args.kills, args.ray, more, args.seconds, args.seed)
-    found += [f"still running: {line[:80]}" for line in quiet(folder / "exp", ORPHANS)]
-    for text in found:
+    faults = run(folder, args.kills, args.ray, more, args.seconds, args.seed)
+    faults += [f"still running: {line[:80]}" for line in quiet(folder / "exp", ORPHANS)]
+    for text in faults:
         print(f"WRONG: {text}")
-    if found:
+    if faults:
         print(f"see {folder}")
         return 1
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Write docs/reference/gin-parameters.md from what is registered.
+"""Write docs/reference/gin-parameters.md from the registered configurables.
 
 python docs/make_reference.py
 """
@@ -70,18 +70,18 @@ schedulers those of `torch.optim.lr_scheduler`, by the name of their class.
 
 
 def meanings(documented: Any) -> dict[str, str]:
-    """Parameter -> what the 'Args:' of a docstring say about it, on one line."""
+    """Parameter -> its description in the 'Args:' of a docstring, on one line."""
     text = inspect.getdoc(documented) or ""
     block = re.search(r"^Args:\n((?:^(?: .*)?\n?)*)", text, re.MULTILINE)
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     names: list[str] = []
     for line in block[1].splitlines() if block else []:
         start = re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)
         if start:
             names = start[1].split(", ")
         for name in names:
-            found[name] = f"{found.get(name, '')} {start[2] if start else line.strip()}".strip()
-    return found
+            texts[name] = f"{texts.get(name, '')} {start[2] if start else line.strip()}".strip()
+    return texts
 
 
 def kind_of(hint: Any) -> str:
@@ -121,14 +121,14 @@ def chapter_of(module: str) -> str:
 
 
 def transform_rows() -> Iterator[str]:
-    """A line for each random transform of images."""
+    """A row for each random transform of images."""
     for name, cls in sorted(vars(transforms).items()):
         if inspect.isclass(cls) and issubclass(cls, Transform) and cls is not Transform:
             yield f"| `{name}` | {first_paragraph(cls)} |"
 
 
 def first_paragraph(documented: Any) -> str:
-    """What a docstring says first, on one line."""
+    """The first paragraph of a docstring, on one line."""
     return (inspect.getdoc(documented) or "").partition("\n\n")[0].replace("\n", " ")
 
 
@@ -159,7 +159,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    paths.EXTRA_DIRS = ()  # the page is about what everybody has
+    paths.EXTRA_DIRS = ()  # the page excludes extra folders
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE.relative_to(ROOT))

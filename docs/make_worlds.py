@@ -27,7 +27,7 @@ COLORS = np.array(
 
 
 def grid(rows: list[list[np.ndarray]], path: Path) -> None:
-    """Pictures [H, W, 3] of bytes as one file, a line each row, a pixel apart."""
+    """Write rows of pictures [H, W, 3] uint8 as one file, one pixel apart."""
     size = rows[0][0].shape[0] + 1
     page = Image.new("RGB", (size * len(rows[0]) - 1, size * len(rows) - 1), "white")
     for line, pictures in enumerate(rows):
@@ -37,30 +37,30 @@ def grid(rows: list[list[np.ndarray]], path: Path) -> None:
     print(path.relative_to(ROOT))
 
 
-def seen(world: World, number: int, res: int) -> np.ndarray:
+def image(world: World, number: int, res: int) -> np.ndarray:
     """A picture as [H, W, 3]."""
     return world.picture(number, res)["data"].transpose(1, 2, 0)
 
 
 def of_classes(bits: str) -> list[list[np.ndarray]]:
-    """A line a class, pictures of different shapes each."""
+    """A row per class, of pictures with different shapes."""
     world = World(bits)
-    found: list[list[int]] = [[] for _ in world.classes]
+    chosen: list[list[int]] = [[] for _ in world.classes]
     shown: set[tuple[int, int]] = set()
     number = 0
-    while min(map(len, found)) < ACROSS:
+    while min(map(len, chosen)) < ACROSS:
         (model,) = world.models(number)
-        if model not in shown and len(found[model[0]]) < ACROSS:
+        if model not in shown and len(chosen[model[0]]) < ACROSS:
             shown.add(model)
-            found[model[0]].append(number)
+            chosen[model[0]].append(number)
         number += 1
-    return [[seen(world, number, 64) for number in numbers] for numbers in found]
+    return [[image(world, number, 64) for number in numbers] for numbers in chosen]
 
 
 def of_factors() -> list[list[np.ndarray]]:
-    """A line a variant, the same scenes in each."""
+    """A row per variant, with the same scenes."""
     numbers = range(0, BUCKETS * ACROSS, BUCKETS)
-    return [[seen(World(bits), number, 64) for number in numbers] for bits in FACTORS]
+    return [[image(World(bits), number, 64) for number in numbers] for bits in FACTORS]
 
 
 def of_labels() -> list[list[np.ndarray]]:
@@ -68,18 +68,20 @@ def of_labels() -> list[list[np.ndarray]]:
     world = World("1111", objects=4)
     rows: list[list[np.ndarray]] = [[], [], [], []]
     for number in range(0, BUCKETS * SCENES, BUCKETS):
-        found = world.picture(number, 128)
-        there, depth = found["depth"] > 0, found["depth"].astype(float)
+        arrays = world.picture(number, 128)
+        there, depth = arrays["depth"] > 0, arrays["depth"].astype(float)
         shade = np.where(there, 255 * (2.0 - depth).clip(0, 1.3) / 1.3, 0).astype(np.uint8)
-        rows[0].append(found["data"].transpose(1, 2, 0))
-        rows[1].append(COLORS[found["segment"]])
+        rows[0].append(arrays["data"].transpose(1, 2, 0))
+        rows[1].append(COLORS[arrays["segment"]])
         rows[2].append(np.repeat(shade[..., None], 3, 2))
-        rows[3].append((found["normals"].astype(int) + 127).astype(np.uint8).transpose(1, 2, 0))
+        rows[3].append(
+            (arrays["normals"].astype(int) + 127).astype(np.uint8).transpose(1, 2, 0)
+        )
     return rows
 
 
 def main() -> None:
-    """Draw all of them."""
+    """Draw all contact sheets."""
     grid(of_classes("0000"), FIGURES / "world-0000.jpg")
     grid(of_classes("1111"), FIGURES / "world-1111.jpg")
     grid(of_factors(), FIGURES / "world-factors.jpg")

@@ -12,6 +12,7 @@ import argparse
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 # A file of the user's folder that is named like one of our modules must not win.
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,7 +220,7 @@ complete -o bashdefault -o default -F _selfstudy python python3
 
 
 class _Asked(Exception):
-    """Carries the parser that a script was about to use."""
+    """Raised in place of parsing; its argument is the script's parser."""
 
 
 def parser_of(script: str) -> argparse.ArgumentParser:
@@ -228,14 +229,15 @@ def parser_of(script: str) -> argparse.ArgumentParser:
     def ask(parser: argparse.ArgumentParser, *_, **__) -> None:
         raise _Asked(parser)
 
-    real = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = ask
+    class_: Any = argparse.ArgumentParser
+    real = class_.parse_args
+    class_.parse_args = ask
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     except _Asked as asked:
         return asked.args[0]
     finally:
-        argparse.ArgumentParser.parse_args = real
+        class_.parse_args = real
     raise RuntimeError(f"{script} reads no command line")
 
 

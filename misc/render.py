@@ -61,7 +61,7 @@ def world_of(name: str, files: list[str], params: list[str]) -> "World":
     meant = world.settings(variant) if variant else {}
     named = [f"render.{key} = {value!r}" for key, value in meant.items()]
     configure.load(configure.Spec(tuple(files), (*named, *params)))
-    bound = configure.bound()
+    bound = configure.current_bindings()
     for key, value in meant.items():
         if bound[f"render.{key}"] != value:
             raise UserError(

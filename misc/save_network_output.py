@@ -113,7 +113,7 @@ class ProbeData:
 def datasets(found: Snapshot, args: argparse.Namespace) -> tuple[dict[str, BaseDataset], int]:
     """The splits that hold images, and the seed of their label cut."""
     spec = configure.Spec(tuple(args.gin_config), tuple(args.gin_param))
-    with configure.isolated(found.config + WHOLE, f"{found.name}/config.gin", spec):
+    with configure.isolate(found.config + WHOLE, f"{found.name}/config.gin", spec):
         make = registry.get("dataset", configure.value("session", "dataset"))
         data = {split: make(split) for split in SPLITS if split != "test" or args.include_test}
         seed = configure.value("BaseDataset", "label_seed")

@@ -1,10 +1,10 @@
 """The only module that parses, binds, clears or prints gin.
 
-Gin alone checks no types, runs any import, and answers a misspelt name without a hint. Here
-each statement is read by gin's own parser, checked against what is registered (name,
-argument, type), and only then bound. Files are data: imports, dynamic registration and
-`@references()` are refused, and `include` stays inside `config/gin` and the `gin/` of extra
-folders (`selfstudy.extra`).
+Gin itself checks no types, executes imports, and gives no hint on a misspelt name. Here each
+statement is read by gin's parser, checked against the registered configurables (name, argument,
+type), and only then bound. Files are data: imports, dynamic registration and `@references()`
+are refused, and `include` is restricted to `config/gin` and the `gin/` of extra folders
+(`selfstudy.extra`).
 
 Precedence, applied once by `load`: `-g` files in order, then `-p`, then a search's values.
 """
@@ -31,7 +31,7 @@ RETIRED = {
     "session.keep_bn_f32": "session.precision (autocast keeps batch norm in float32)",
     "BaseDataset.use_fp16": "session.precision (data stay bytes until they are on the device)",
 }
-# Former name -> name of a component; either may be typed, and old plans hold the former ones.
+# Former name -> name of a component; both are accepted, old plans contain the former.
 ALIASES = {
     "Lagging": "MomentumEncoder",
     "TwoViews": "Siamese",
@@ -42,13 +42,13 @@ ALIASES = {
 _NAME = re.compile(r"[\w./]+", re.ASCII)
 _UNQUOTED = re.compile(r"[A-Za-z_][\w.-]*")
 _MACRO = "gin.macro"
-Binding = tuple[config_parser.BindingStatement, str]  # a statement, and where it stands
-INCLUDE = "include"  # in a search's values: further files, such as a method's
+Binding = tuple[config_parser.BindingStatement, str]  # a statement and its location
+INCLUDE = "include"  # key in a search's values for further files, such as a method's
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is to be run: names of gin files and `-p` bindings."""
+    """A configuration: names of gin files and `-p` bindings."""
 
     gin: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class _Delegate(config_parser.ParserDelegate):
 def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
     """Clear gin, then bind files, `-p` and a search's values, and lock the result.
 
-    The value of `INCLUDE` is one more file, or several, after those of `-g`.
+    The value of `INCLUDE` is a further file, or a list, after those of `-g`.
 
     `registry.discover` must have run, since gin admits no new configurables afterwards.
 
@@ -81,16 +81,16 @@ def load(spec: Spec, overrides: dict[str, Any] | None = None) -> None:
 
 
 def _load(spec: Spec, overrides: dict[str, Any]) -> None:
-    _bind_all(bindings(spec, included(overrides)))
+    _bind_all(bindings(spec, included_files(overrides)))
     for name, value in values.flatten(overrides).items():
         if name != INCLUDE:
             _bind_name(name, values.literal(name, value), "ray config")
-    _settle_macros()
+    _substitute_macros()
     gin.finalize()
 
 
 def bindings(spec: Spec, files: Sequence[str] = ()) -> Iterator[Binding]:
-    """The statements of files and `-p`, those of includes among them, unchecked and in order.
+    """The statements of files, their includes and `-p`, in order, unchecked.
 
     Args:
         spec: files and `-p` bindings.
@@ -105,15 +105,15 @@ def bindings(spec: Spec, files: Sequence[str] = ()) -> Iterator[Binding]:
 
 
 def component(name: str) -> str:
-    """'scope/component' of a binding's name, the component under its present name."""
+    """'scope/component' of a binding's name; former names are replaced."""
     scope, slash, selector = name.rpartition(".")[0].rpartition("/")
     return f"{scope}{slash}{ALIASES.get(selector, selector)}"
 
 
-def included(overrides: dict[str, Any]) -> list[str]:
-    """The files that a search's values name, all of which are text."""
-    given = overrides.get(INCLUDE, [])
-    names = list(given) if isinstance(given, (list, tuple)) else [given]
+def included_files(overrides: dict[str, Any]) -> list[str]:
+    """Names of the files included by a search's values."""
+    include = overrides.get(INCLUDE, [])
+    names = list(include) if isinstance(include, (list, tuple)) else [include]
     for name in names:
         if not isinstance(name, str):
             raise UserError(
@@ -124,16 +124,16 @@ def included(overrides: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def isolated(text: str, source: str, spec: Spec | None = None) -> Iterator[None]:
-    """Another configuration inside a `with` block; afterwards the old one is back.
+def isolate(text: str, source: str, spec: Spec | None = None) -> Iterator[None]:
+    """Context with another configuration; the previous one is restored afterwards.
 
-    A snapshot's network is built under the snapshot's own `config.gin` so. What the old
-    configuration has used (`operative`) is kept apart from what happens inside.
+    Used to build a snapshot's network under its own `config.gin`. The operative record of the
+    previous configuration (`operative`) is not affected.
 
     Args:
-        text: gin text, checked like any file.
-        source: what errors call the text.
-        spec: files and `-p` bindings, which win over the text.
+        text: gin text, checked like a file.
+        source: name of the text in errors.
+        spec: files and `-p` bindings, which override the text.
 
     Raises:
         UserError: as `load`.
@@ -156,7 +156,7 @@ def isolated(text: str, source: str, spec: Spec | None = None) -> Iterator[None]
 
 
 def _in_file(name: str, chain: tuple[str, ...], where: str) -> Iterator[Binding]:
-    """The bindings of the file called `name`; an include is looked up like a file of `-g`."""
+    """The bindings of the file `name`; an include is looked up like a file of `-g`."""
     name = name.removesuffix(".gin")
     shown = extra.label("gin", name)
     if name in chain:
@@ -171,7 +171,7 @@ def _in_file(name: str, chain: tuple[str, ...], where: str) -> Iterator[Binding]
 
 
 def gin_files() -> list[str]:
-    """The names that `-g` knows: gin files that are not fragments."""
+    """The names that `-g` accepts: gin files that are not fragments."""
     return [name for name in extra.names("gin") if not name.startswith("base/")]
 
 
@@ -192,7 +192,7 @@ def _bind_all(bindings: Iterator[Binding]) -> None:
 
 
 def _in_text(text: str, source: str, chain: tuple[str, ...]) -> Iterator[Binding]:
-    """The bindings of a text; errors carry `source` and, in a file, the line."""
+    """The bindings of a text; errors name `source` and, in a file, the line."""
     for statement, where in _statements(text, source, in_file=bool(chain)):
         if isinstance(statement, config_parser.IncludeStatement):
             yield from _in_file(statement.filename, chain, where)
@@ -203,7 +203,7 @@ def _in_text(text: str, source: str, chain: tuple[str, ...]) -> Iterator[Binding
 
 
 def _statements(text: str, source: str, in_file: bool) -> Iterator[tuple[Any, str]]:
-    """The statements that gin's own parser reads, each with where it stands."""
+    """The statements as read by gin's parser, each with its location."""
 
     def where(line: int) -> str:
         return f"{source}:{line}" if in_file else source
@@ -222,10 +222,11 @@ def _statements(text: str, source: str, in_file: bool) -> Iterator[tuple[Any, st
 
 
 def _hint(line: str, error: Exception) -> str:
-    """What is wrong with the line that gin's parser has stopped in."""
+    """What is wrong with the line at which gin's parser stopped."""
     name, equals, value = (part.strip() for part in line.partition("="))
     open_quote = value.startswith(("'", '"')) and value.count(value[0]) % 2
-    if isinstance(error, tokenize.TokenError) or open_quote:  # Pythons tell it differently
+    # The parser's message differs between Python versions.
+    if isinstance(error, tokenize.TokenError) or open_quote:
         return "cannot be parsed: a bracket or a quote is left open"
     if not equals or not _NAME.fullmatch(name) or value.count("[") != value.count("]"):
         return f"cannot be parsed: {error.args[0]}"
@@ -254,13 +255,13 @@ def _bind(scope: str, selector: str, argument: str, value: Any, where: str) -> N
     name = f"{scope}/{selector}.{argument}" if scope else f"{selector}.{argument}"
     hint, default = parameters(selector, argument, where)[argument]
     _check_scope(scope, selector, where)
-    if not _macros(value):  # those are checked when they are settled
+    if not _macros(value):  # checked when macros are substituted
         value = values.convert(name, value, hint, default, where)
     gin.bind_parameter((scope, selector, argument), value)
 
 
 def _check_scope(scope: str, selector: str, where: str) -> None:
-    """Refuse a scope that nothing is called under, which gin would take without a word."""
+    """Refuse a scope that is never entered, which gin would accept silently."""
     used = {name for entry in _entries() for name in getattr(entry.wrapper, "uses", ())}
     name = f"{scope}/{selector.rpartition('.')[2]}"
     if scope and name not in used:
@@ -269,7 +270,7 @@ def _check_scope(scope: str, selector: str, where: str) -> None:
 
 
 def _bind_macro(name: str, value: Any, where: str) -> None:
-    """Files define macros; `-p` may change one, but `batch_size=3` is no new one."""
+    """Bind a macro; `-p` may change one of a file, but not define a new one."""
     known = {scope for scope, selector in gin_config._CONFIG if selector == _MACRO}
     if where.startswith("-p") and name not in known:
         options = {f"{entry.name}.{name}" for entry in _entries()
@@ -279,16 +280,18 @@ def _bind_macro(name: str, value: Any, where: str) -> None:
     gin.bind_parameter((name, _MACRO, "value"), value)
 
 
-def _settle_macros() -> None:
-    """Put each macro's value where it is used, checked there like any other value.
+def _substitute_macros() -> None:
+    """Substitute macros by their values, checked against the argument's type.
 
-    It happens after everything is bound, because a later file or `-p` may change a macro.
+    Done after all bindings, because a later file or `-p` may change a macro.
     """
     for (scope, selector), arguments in list(gin_config._CONFIG.items()):
         for argument, value in list(arguments.items()):
             used = ", ".join(f"%{name}" for name in _macros(value))
             if used and selector != _MACRO:
-                _bind(scope, selector.rpartition(".")[2], argument, _settled(value, ()), used)
+                _bind(
+                    scope, selector.rpartition(".")[2], argument, _substitute(value, ()), used
+                )
 
 
 def _macros(value: Any) -> list[str]:
@@ -300,8 +303,8 @@ def _macros(value: Any) -> list[str]:
     return [name for item in items for name in _macros(item)] if nested else []
 
 
-def _settled(value: Any, chain: tuple[str, ...]) -> Any:
-    """`value` with the values of macros in their places."""
+def _substitute(value: Any, chain: tuple[str, ...]) -> Any:
+    """`value` with macros substituted, also in nested lists and dictionaries."""
     if isinstance(value, gin_config.ConfigurableReference):
         (name,) = _macros(value)
         known = {scope: held["value"] for (scope, selector), held in gin_config._CONFIG.items()
@@ -310,16 +313,16 @@ def _settled(value: Any, chain: tuple[str, ...]) -> Any:
             raise UserError(f"%{name} refers to itself")
         if name not in known:
             raise UserError(f"%{name} is not defined{nearest(name, known)}")
-        return _settled(known[name], (*chain, name))
+        return _substitute(known[name], (*chain, name))
     if isinstance(value, dict):
-        return {key: _settled(item, chain) for key, item in value.items()}
+        return {key: _substitute(item, chain) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_settled(item, chain) for item in value]
+        return [_substitute(item, chain) for item in value]
     return value
 
 
 def _entries() -> list:
-    """All registered configurables of ours."""
+    """All registered configurables of selfstudy."""
     return [entry for selector, entry in gin_config._REGISTRY.items()
             if not selector.startswith("gin.")]  # fmt: skip
 
@@ -332,7 +335,7 @@ def parameters(selector: str, argument: str | None = None, where: str = "") -> d
     """The configurable arguments of `selector`: name -> (annotation, default).
 
     Raises:
-        UserError: nothing is called `selector`, or it has no such `argument`.
+        UserError: no configurable is called `selector`, or it has no such `argument`.
     """
     retired = RETIRED.get(f"{selector}.{argument}")
     if retired:
@@ -344,46 +347,46 @@ def parameters(selector: str, argument: str | None = None, where: str = "") -> d
     entry = gin_config._REGISTRY[matches[0]]
     function = _function(entry)
     hints = typing.get_type_hints(function, include_extras=True)
-    found = {
+    arguments = {
         key: (hints.get(key, Any), parameter.default)
         for key, parameter in inspect.signature(function).parameters.items()
         if key != "self" and key not in (entry.denylist or ())
     }
-    if argument is not None and argument not in found:
+    if argument is not None and argument not in arguments:
         raise UserError(
-            f"{where}: '{selector}' has no parameter '{argument}'{nearest(argument, found)}"
+            f"{where}: '{selector}' has no parameter '{argument}'{nearest(argument, arguments)}"
         )
-    return found
+    return arguments
 
 
 def value(selector: str, argument: str, scope: str = "") -> Any:
-    """The value that `selector.argument` would get: bound in `scope`, bound, or its default."""
+    """Effective value of `selector.argument`: bound in `scope`, bound, or its default."""
     default = parameters(selector, argument)[argument][1]
     with gin.config_scope(scope or None):
         return gin.get_bindings(selector).get(argument, default)
 
 
 def would_build(root: str = "session") -> dict[str, dict[str, Any]]:
-    """Every configurable that building `root` would call -> its arguments with their values.
+    """Each configurable called when building `root` -> its arguments and their values.
 
-    Nothing is built: the walk follows arguments that hold registered names (`session.task`),
-    the classes that these inherit from, and the `uses` of each.
+    Nothing is built: follows arguments whose values are registered names (`session.task`),
+    their base classes, and the `uses` of each.
 
     Raises:
         UserError: an argument without a default is not bound.
     """
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     todo = [root]
     while todo:
         scope, _, selector = todo.pop(0).rpartition("/")
         name = f"{scope}/{selector}" if scope else selector
-        if name in found:
+        if name in settings:
             continue
         known = parameters(selector)
         with gin.config_scope(scope or None):
             bound = gin.get_bindings(selector)
-        found[name] = {key: bound.get(key, default) for key, (_, default) in known.items()}
-        for key, item in found[name].items():
+        settings[name] = {key: bound.get(key, default) for key, (_, default) in known.items()}
+        for key, item in settings[name].items():
             if item is gin.REQUIRED or item is inspect.Parameter.empty:
                 raise UserError(f"'{name}.{key}' has no value; add -p '{name}.{key} = ...'")
             for mark in getattr(known[key][0], "__metadata__", ()):
@@ -391,23 +394,23 @@ def would_build(root: str = "session") -> dict[str, dict[str, Any]]:
                     todo += _configurables(registry.get(mark.kind, item))
         entry: Any = gin_config._REGISTRY.get_match(selector)
         todo += list(getattr(entry.wrapper, "uses", ()))
-    return found
+    return settings
 
 
 def _configurables(cls: type) -> list[str]:
-    """The gin names of a class and of those that it inherits from."""
+    """The gin names of a class and its base classes."""
     entries = (gin_config._INVERSE_REGISTRY.get(base) for base in cls.__mro__)
     named = [entry.name for entry in entries if entry]
     return named or list(getattr(cls, "uses", ()))
 
 
-def bound() -> dict[str, Any]:
-    """All bindings as they stand: name -> value."""
+def current_bindings() -> dict[str, Any]:
+    """All current bindings: name -> value."""
     return _flat(gin_config._CONFIG)
 
 
 def operative() -> dict[str, Any]:
-    """The values that were used so far, defaults included: name -> value."""
+    """The values used so far, defaults included: name -> value."""
     return _flat(gin_config._OPERATIVE_CONFIG)
 
 
@@ -423,12 +426,12 @@ def _flat(config: dict) -> dict[str, Any]:
 
 
 def operative_text() -> str:
-    """The operative configuration as gin text, which parses back to the same objects."""
+    """The operative configuration as gin text that parses to the same values."""
     return gin.operative_config_str()
 
 
 def text_of(parts: dict[str, dict[str, Any]]) -> str:
-    """`would_build` as gin text, one binding a line."""
+    """`would_build` as gin text, one binding per line."""
     lines = [f"{name}.{key} = {item!r}" for name, arguments in parts.items()
              for key, item in arguments.items()]  # fmt: skip
     return "\n".join(lines)

@@ -1,12 +1,12 @@
 """Gin files, ray configs and Python files: ours, and those of folders in SELFSTUDY_EXTRA.
 
-A gin file or ray config goes by its name: its path below `config/gin`, `config/ray`, or the
-`gin/`, `ray/` of an extra folder, without its ending. A name stands for one file: what is in
-two places is refused, since a plan that stores the name could not say which one it was.
+A gin file or ray config is identified by its name: its path below `config/gin`, `config/ray`,
+or the `gin/`, `ray/` of an extra folder, without suffix. Names must be unique: a name in two
+places is refused, since the plan that stores it would be ambiguous.
 
-The `*.py` directly inside an extra folder are imported as members of a package of their own,
-so that they may import one another (`from .helpers import x`) and replace no module of ours or
-of the standard library: the folder itself is never on the search path.
+The `*.py` directly inside an extra folder are imported as modules of a separate package, so
+that they can import one another (`from .helpers import x`) and never shadow a module of ours or
+of the standard library: the folder itself is not put on `sys.path`.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def folders() -> tuple[Path, ...]:
 
 
 def _places(kind: str) -> list[Path]:
-    """Where files of a kind, 'gin' or 'ray', lie: ours first."""
+    """Folders with files of a kind, 'gin' or 'ray': ours first."""
     ours = {"gin": paths.GIN_DIR, "ray": paths.RAY_DIR}[kind]
     return [ours, *(folder / kind for folder in folders())]
 
@@ -53,42 +53,42 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Path:
-    """The file called `name`; where there is none, the path that it would have among ours.
+    """Path of the file `name`; if there is none, the path it would have in our folder.
 
     Raises:
-        ValueError: the name leads out of its place.
-        UserError: two places have a file of this name.
+        ValueError: the name leads out of its folder.
+        UserError: two folders have a file of this name.
     """
     candidates = [paths.under(place, name + ENDINGS[kind]) for place in _places(kind)]
-    found = [path for path in candidates if path.is_file()]
-    if len(found) > 1:
+    files = [path for path in candidates if path.is_file()]
+    if len(files) > 1:
         raise UserError(
-            f"'{name}' is both {found[0]} and {found[1]}: give one of them another name"
+            f"'{name}' is both {files[0]} and {files[1]}: give one of them another name"
         )
-    return found[0] if found else candidates[0]
+    return files[0] if files else candidates[0]
 
 
 def label(kind: str, name: str) -> str:
-    """How messages name the file: `config/gin/<name>.gin`, or its path in an extra folder."""
+    """Name of the file in messages: `config/gin/<name>.gin`, or its path in an extra folder."""
     file = name + ENDINGS[kind]
     own = [place / file for place in _places(kind)[1:] if (place / file).is_file()]
     return str(own[0]) if own else f"config/{kind}/{file}"
 
 
 def gin_name(text: str) -> str:
-    """The name of a gin file that is given by name or by path."""
+    """The name of a gin file given by name or path."""
     return _name("gin", text)
 
 
 def ray_name(text: str) -> str:
-    """The name of a ray config that is given by name or by path."""
+    """The name of a ray config given by name or path."""
     return _name("ray", text)
 
 
 def _name(kind: str, text: str) -> str:
-    """The name of a file; of what is no file in any place, the text without its ending.
+    """The name of a file; `text` without its suffix where there is no such file.
 
-    A path counts from the current folder, then from the project's.
+    A path is relative to the current folder, else to the project's.
     """
     end = ENDINGS[kind]
     name, places = text.removesuffix(end), _places(kind)
@@ -109,7 +109,7 @@ def _name(kind: str, text: str) -> str:
 def load() -> None:
     """Import the Python files of the extra folders, in the order of names, each once.
 
-    Files whose names begin with '_' are left to those that import them.
+    Files whose names begin with '_' are not imported here.
 
     Raises:
         UserError: a folder is missing, or a file raises, with its path and line.
@@ -119,7 +119,7 @@ def load() -> None:
         for path in sorted(folder.glob("[!_.]*.py")):
             try:
                 importlib.import_module(f"{package}.{path.stem}")
-            except (Exception, SystemExit) as error:  # a user's file may fail in any way
+            except (Exception, SystemExit) as error:  # a user's file may raise any exception
                 lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                          if frame.filename == str(path)]  # fmt: skip
                 where = f"{path}:{lines[-1]}" if lines else path
@@ -127,7 +127,7 @@ def load() -> None:
 
 
 def _package(folder: Path) -> str:
-    """The name of a package whose modules are the folder's files, the same in every process."""
+    """Create a package of the folder's files; its name is the same in every process."""
     name = f"selfstudy_extra_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
         module = types.ModuleType(name)

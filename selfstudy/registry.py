@@ -1,9 +1,9 @@
-"""Names that users type in strings, and the classes that they stand for.
+"""Registry of the names that users type in strings, and their classes.
 
 `session.task = 'RotateTask'` and `Wrapper.model_choice = 'rotate'` resolve here, so that a
-misspelt name is answered with the nearest known one. A file in `datasets/`, `tasks/`,
-`models/` or `methods/` registers its classes by decorating them; nothing else is to be edited.
-So does a file of a folder that SELFSTUDY_EXTRA names, see `selfstudy.extra`.
+misspelt name yields an error with the nearest known one. A file in `datasets/`, `tasks/`,
+`models/` or `methods/` registers its classes by decorators; no other file has to be edited. The
+same holds for files of a folder in SELFSTUDY_EXTRA, see `selfstudy.extra`.
 """
 
 import importlib
@@ -53,8 +53,8 @@ def register(kind: str, name: str | None = None) -> Callable[[Class], Class]:
     return add
 
 
-REQUIRED: Any = gin.REQUIRED  # the default of an argument that a configuration must give
-config_scope = gin.config_scope  # `with config_scope('train'):` calls under that scope
+REQUIRED: Any = gin.REQUIRED  # default of an argument that a configuration must bind
+config_scope = gin.config_scope  # context manager: `with config_scope('train'):`
 
 
 def configurable(
@@ -62,15 +62,15 @@ def configurable(
 ) -> Callable[[Configurable], Configurable]:
     """Decorator that lets gin files and `-p` bind the arguments of a class or function.
 
-    Gin's own, with the type of what it decorates, which it keeps.
+    As `gin.configurable`, but preserving the decorated type.
 
     Args:
-        name: what configurations call it; None is its own name.
-        denylist: arguments that our code gives and nobody binds.
+        name: in configurations; None is the function's or class's own.
+        denylist: arguments given by our code, which cannot be bound.
 
     Raises:
-        ValueError: another module has a configurable of this name; gin itself would take both,
-            and find neither.
+        ValueError: another module has a configurable of this name; gin would accept both, and
+            then resolve neither.
     """
     decorator: Any = gin.configurable(name, denylist=list(denylist) or None)
 
@@ -85,7 +85,7 @@ def configurable(
 
 
 def get(kind: str, name: str) -> Any:
-    """The class of `kind` called `name`; a `UserError` names the nearest when there is none."""
+    """The class registered as `name`; a `UserError` for an unknown name gives the nearest."""
     try:
         return _known[kind][name]
     except (KeyError, TypeError):
@@ -98,14 +98,14 @@ def names(kind: str) -> list[str]:
 
 
 def discover() -> None:
-    """Import every file that may register something: ours by name, then those of extra folders.
+    """Import all modules that register classes: ours by name, then those of extra folders.
 
     Raises:
         UserError: an extra folder is missing, or one of its files fails.
     """
     for package in PACKAGES:
-        found = importlib.import_module(f"selfstudy.{package}")
-        for module in sorted(info.name for info in pkgutil.iter_modules(found.__path__)):
+        root = importlib.import_module(f"selfstudy.{package}")
+        for module in sorted(info.name for info in pkgutil.iter_modules(root.__path__)):
             importlib.import_module(f"selfstudy.{package}.{module}")
     for module in MODULES:
         importlib.import_module(f"selfstudy.{module}")

@@ -157,7 +157,7 @@ class Trial:
         result |= {"total_s": self.seconds, "time": time.time(), **devices.memory()}
         if "exploited" in self.result:
             result["exploited"] = self.result["exploited"]
-        if online_eval.collapsed(result):  # and the first round in which it was
+        if online_eval.has_collapsed(result):  # and the first round in which it was
             result["collapsed"] = self.result.get("collapsed", result["round"])
         if self.session.rounds_done == 1:
             result |= self.session.notes()

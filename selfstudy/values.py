@@ -1,6 +1,6 @@
-"""Values of a configuration: checked against annotations, and kept plain Python.
+"""Configuration values: checked against annotations, and converted to plain Python.
 
-Gin itself checks no types, and silently leaves out of its record what it cannot write down.
+Gin itself checks no types, and silently omits from its record what has no literal form.
 """
 
 import ast
@@ -24,10 +24,10 @@ def convert(name: str, value: Any, hint: Any, default: Any, where: str) -> Any:
         value: as configured.
         hint: the argument's annotation.
         default: of the argument, for the message.
-        where: the place of the binding, such as a file and line.
+        where: location of the binding, such as file and line.
 
     Raises:
-        UserError: the value does not fit; it says what was expected.
+        UserError: the value does not fit; the message says what was expected.
     """
     try:
         fits, result = _fit(value, hint)
@@ -55,7 +55,7 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
 
 
 def _fit_annotated(value: Any, hint: Any) -> tuple[bool, Any]:
-    """A type with marks; `registry.Names` asks that the value is a registered name."""
+    """An annotated type; with `registry.Names` the value must be a registered name."""
     fits, value = _fit(value, hint.__origin__)
     if fits and value is not None:
         for mark in hint.__metadata__:
@@ -76,7 +76,7 @@ def _fit_union(value: Any, hint: Any) -> tuple[bool, Any]:
 
 def _fit_literal(value: Any, hint: Any) -> tuple[bool, Any]:
     choices = typing.get_args(hint)
-    return any(value == one and type(value) is type(one) for one in choices), value
+    return any(value == choice and type(value) is type(choice) for choice in choices), value
 
 
 def _fit_int(value: Any, hint: Any) -> tuple[bool, Any]:
@@ -95,7 +95,7 @@ def _fit_float(value: Any, hint: Any) -> tuple[bool, Any]:
 
 
 def _fit_sequence(value: Any, hint: Any) -> tuple[bool, Any]:
-    """Lists and tuples are interchangeable, since some searchers turn one into the other."""
+    """Lists and tuples, interchangeable since some searchers convert one to the other."""
     if not isinstance(value, (list, tuple)):
         return False, value
     args = [arg for arg in typing.get_args(hint) if arg is not Ellipsis]
@@ -135,7 +135,7 @@ def _describe(hint: Any) -> str:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Undo Ray's nesting at slashes: {'valid': {'dataloader.x': 1}} -> 'valid/dataloader.x'."""
+    """Undo Ray's nesting by slashes: {'valid': {'dataloader.x': 1}} -> 'valid/dataloader.x'."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and "." not in str(key):
@@ -146,7 +146,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def literal(name: str, value: Any) -> Any:
-    """A search's value as a Python literal; gin drops anything else from its record."""
+    """A search's value as a Python literal; gin omits anything else from its record."""
     if isinstance(value, (list, tuple)):
         return [literal(name, item) for item in value]
     if isinstance(value, dict):

@@ -46,7 +46,7 @@ def write(gin_dir):
 
 def load(*names: str, params: tuple[str, ...] = (), overrides: dict | None = None) -> dict:
     configure.load(Spec(names, params), overrides)
-    return configure.bound()
+    return configure.current_bindings()
 
 
 def refusal(*names: str, params: tuple[str, ...] = (), overrides: dict | None = None) -> str:
@@ -581,8 +581,8 @@ INNER = "optimizer.optim_fn = 'SGD'\noptimizer.lr = 3.0\nvalid/dataloader.batch_
 def test_an_isolated_configuration_leaves_the_outer_one_as_it_was():
     load(params=("optimizer.optim_fn = 'Adam'", "optimizer.eps = 1e-3"))
     optimizer()
-    bound, used = configure.bound(), configure.operative_text()
-    with gin.config_scope("train"), configure.isolated(INNER, "inner"):
+    bound, used = configure.current_bindings(), configure.operative_text()
+    with gin.config_scope("train"), configure.isolate(INNER, "inner"):
         assert gin.config_is_locked() and configure.operative() == {}
         assert configure.value("optimizer", "eps") is None, "nothing of the outer one shows"
         assert configure.value("dataloader", "batch_size", "valid") == 5
@@ -590,41 +590,41 @@ def test_an_isolated_configuration_leaves_the_outer_one_as_it_was():
         assert found.param_groups[0]["lr"] == 3.0 and "SGD" in type(found).__name__
         assert configure.operative()["optimizer.optim_fn"] == "SGD"
     assert gin.config_is_locked()
-    assert (configure.bound(), configure.operative_text()) == (bound, used)
+    assert (configure.current_bindings(), configure.operative_text()) == (bound, used)
     assert optimizer().param_groups[0]["eps"] == 1e-3
 
 
 def test_files_and_params_win_over_the_isolated_text(write):
     file = write("file", "optimizer.lr = 4.0\nscheduler.target_lrs = 1.0")
     spec = Spec((file,), ("optimizer.lr = 5.0",))
-    with configure.isolated(INNER, "inner", spec):
+    with configure.isolate(INNER, "inner", spec):
         assert configure.value("optimizer", "lr") == 5.0
         assert configure.value("scheduler", "target_lrs") == 1.0
         assert configure.value("optimizer", "optim_fn") == "SGD"
-    assert configure.bound() == {} and not gin.config_is_locked()
+    assert configure.current_bindings() == {} and not gin.config_is_locked()
 
 
 def test_isolation_ends_whatever_happens_inside():
     load(params=("optimizer.lr = 2.0",))
-    before = configure.bound()
+    before = configure.current_bindings()
     with pytest.raises(UserError, match=r"^inner:2: 'optimizer' has no parameter 'rate'"):
-        with configure.isolated("optimizer.lr = 3.0\noptimizer.rate = 1", "inner"):
+        with configure.isolate("optimizer.lr = 3.0\noptimizer.rate = 1", "inner"):
             raise AssertionError("not reached")
-    assert configure.bound() == before and gin.config_is_locked()
-    with pytest.raises(RuntimeError, match="own"), configure.isolated(INNER, "inner"):
+    assert configure.current_bindings() == before and gin.config_is_locked()
+    with pytest.raises(RuntimeError, match="own"), configure.isolate(INNER, "inner"):
         raise RuntimeError("own")
-    assert configure.bound() == before and gin.config_is_locked()
-    with configure.isolated(INNER, "a"), configure.isolated("optimizer.lr = 9.0", "b"):
-        assert configure.bound() == {"optimizer.lr": 9.0}
-    assert configure.bound() == before
+    assert configure.current_bindings() == before and gin.config_is_locked()
+    with configure.isolate(INNER, "a"), configure.isolate("optimizer.lr = 9.0", "b"):
+        assert configure.current_bindings() == {"optimizer.lr": 9.0}
+    assert configure.current_bindings() == before
 
 
 @pytest.mark.parametrize("text", ["import os", "optimizer.lr = @os.system()",
                                   "include '../../secret'"])  # fmt: skip
 def test_an_isolated_text_is_a_strangers(text):
-    with pytest.raises(UserError, match="inner:1: "), configure.isolated(text, "inner"):
+    with pytest.raises(UserError, match="inner:1: "), configure.isolate(text, "inner"):
         raise AssertionError("not reached")
-    assert configure.bound() == {}
+    assert configure.current_bindings() == {}
 
 
 # ---- files that a search names --------------------------------------------------------------

@@ -16,7 +16,7 @@ from selfstudy.data.augment import augment
 from selfstudy.data.transforms import Flip, PadCrop, ResizedCrop, Rotate90
 from selfstudy.experiment import rehearsal
 from selfstudy.models.wrapper import Wrapper
-from selfstudy.tasks.base import classified, depth_errors
+from selfstudy.tasks.base import classification_metrics, depth_errors
 from selfstudy.train.session import Session
 from selfstudy.types import Batch, DataInfo, Features, Output
 from util.errors import UserError
@@ -156,12 +156,12 @@ def test_foreground_tells_what_accuracy_hides():
     truth = torch.zeros(4, 8, 8, dtype=torch.int64)
     truth[:, 2:4, 2:4] = 3
     guess = F.one_hot(torch.zeros_like(truth), 11).movedim(-1, 1).float()
-    *_, metrics = classified(guess, truth)
+    *_, metrics = classification_metrics(guess, truth)
     assert metrics["accuracy"].finish() == 60 / 64 and metrics["foreground"].finish() == 0
     guess[:2, 3, 2:4, 2:4] = 9  # the objects of half of the pictures are found
-    *_, metrics = classified(guess, truth)
+    *_, metrics = classification_metrics(guess, truth)
     assert metrics["accuracy"].finish() == 62 / 64 and metrics["foreground"].finish() == 0.5
-    *_, metrics = classified(guess, torch.zeros_like(truth))
+    *_, metrics = classification_metrics(guess, torch.zeros_like(truth))
     assert math.isnan(metrics["foreground"].finish())
 
 

@@ -17,7 +17,7 @@ from selfstudy.experiment.failures import is_retryable
 from selfstudy.losses import contrastive, redundancy
 from selfstudy.models.heads import BatchRenorm
 from selfstudy.storage.retention import CheckpointPolicy
-from selfstudy.tasks.base import classified, depth_errors
+from selfstudy.tasks.base import classification_metrics, depth_errors
 from selfstudy.train import processes
 from selfstudy.train.processes import Workers
 from selfstudy.train.session import Session
@@ -92,7 +92,9 @@ def masked(target):
         metres = torch.where(places, 0.5 + truth, 0)[mine]
         loss, part, metrics = depth_errors(out[:, 0], metres, use_l2=True)
     else:
-        loss, part, metrics = classified(out, truth.masked_fill(~places, IGNORED)[mine])
+        loss, part, metrics = classification_metrics(
+            out, truth.masked_fill(~places, IGNORED)[mine]
+        )
     loss.backward()
     found = [loss.detach(), weight.grad]
     states = [item.state for item in (part, *metrics.values())]

@@ -99,14 +99,14 @@ def test_its_own_configuration_counts_and_the_other_stays(digits):
     trained()
     configure.load(configure.Spec(("digits/r9/classify",), ("ResNet.width = 0.5",)))
     outer = Session(torch.device("cpu"))
-    bound, used = configure.bound(), configure.operative_text()
+    bound, used = configure.current_bindings(), configure.operative_text()
     state = torch.get_rng_state()
     with gin.config_scope("train"):
         encoder = Encoder("one/rotate", "cpu")
     assert torch.equal(torch.get_rng_state(), state)
     assert encoder.out_feats == 16
     assert encoder.backbone.encoder.layers["conv"][0].out_channels == 8
-    assert (configure.bound(), configure.operative_text()) == (bound, used)
+    assert (configure.current_bindings(), configure.operative_text()) == (bound, used)
     assert gin.config_is_locked()
     assert outer.model.backbone.encoder.layers["conv"][0].out_channels == 32
 

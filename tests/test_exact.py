@@ -26,7 +26,7 @@ from selfstudy.job import silent
 from selfstudy.models.wrapper import Wrapper
 from selfstudy.storage.retention import CheckpointPolicy
 from selfstudy.tasks import metrics
-from selfstudy.tasks.base import PretextTask, classified, depth_errors
+from selfstudy.tasks.base import PretextTask, classification_metrics, depth_errors
 from selfstudy.tasks.classify import ClassifyTask
 from selfstudy.train import meters, processes
 from selfstudy.train.processes import Workers
@@ -255,7 +255,7 @@ def test_accuracy_counts_labelled_rows_and_not_minibatches():
     logits[labelled[:4], 1] = 1
     for size in (1, 8, 96):
         parts = zip(logits.split(size), truth.split(size), strict=True)
-        found = summed([classified(*part)[2] for part in parts])
+        found = summed([classification_metrics(*part)[2] for part in parts])
         assert found["accuracy"] == 4 / 13
 
 
@@ -287,7 +287,7 @@ def test_a_running_mean_weighs_by_what_counted():
     for value, rows in ((0.0, 1), (1.0, 0), (1.0, 19)):
         meter.update({"accuracy": metrics.mean_of(torch.tensor(value), rows)})
     assert meter.numbers()["accuracy"] == pytest.approx(0.05 * 19 / (0.95**2 + 0.05 * 19))
-    assert meter.counted("accuracy") and not meter.counted("loss")
+    assert meter.has_counted("accuracy") and not meter.has_counted("loss")
 
 
 def test_where_nothing_counted_there_is_no_number_and_no_divergence(tmp_path, monkeypatch):
@@ -318,7 +318,7 @@ def test_a_loss_that_is_not_finite_counts_as_such():
     """So that a divergence is told from rounds in which nothing counted."""
     meter = meters.RunningMeter()
     meter.update({"loss": metrics.total([metrics.mean_of(torch.tensor(math.nan), 8)], [1.0])})
-    assert math.isnan(meter.numbers()["loss"]) and meter.counted("loss")
+    assert math.isnan(meter.numbers()["loss"]) and meter.has_counted("loss")
 
 
 # ---- the monitor ----------------------------------------------------------------------------

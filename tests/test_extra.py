@@ -75,17 +75,17 @@ def test_gin_files_of_both_include_each_other(folder, tmp_path, monkeypatch):
         "include 'digits/r9/classify.gin'\ninclude 'base/part'\n"
     )
     configure.load(configure.Spec(("mine/run",)))
-    assert configure.bound()["session.seed"] == 7
-    assert configure.bound()["session.dataset"] == "DigitsDataset"
+    assert configure.current_bindings()["session.seed"] == 7
+    assert configure.current_bindings()["session.dataset"] == "DigitsDataset"
     configure.load(configure.Spec(("digits/r9/classify",)), {"include": "mine/run"})
-    assert configure.bound()["session.seed"] == 7
+    assert configure.current_bindings()["session.seed"] == 7
     assert "mine/run" in configure.gin_files() and "base/part" not in configure.gin_files()
     ours = tmp_path / "gin"
     ours.mkdir()
     (ours / "top.gin").write_text("include 'base/part.gin'\n")
     monkeypatch.setattr(paths, "GIN_DIR", ours)
     configure.load(configure.Spec(("top",)))
-    assert configure.bound()["session.seed"] == 7
+    assert configure.current_bindings()["session.seed"] == 7
 
 
 def test_mistakes_in_a_file_carry_its_path(folder):

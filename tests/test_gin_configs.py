@@ -25,7 +25,7 @@ RES, ROWS = 16, 48
 
 def load(*params: str, names: tuple[str, ...] = ()) -> dict:
     configure.load(Spec(names, params))
-    return configure.bound()
+    return configure.current_bindings()
 
 
 # ---- files ----------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_each_file_opens_with_its_promise_and_its_command(name):
 def test_each_fragment_parses_alone(path):
     importlib.import_module("selfstudy.render.world")  # which no session needs
     load(names=(str(path.relative_to(paths.GIN_DIR)),))
-    assert configure.bound()
+    assert configure.current_bindings()
 
 
 # ---- recipes of the contrastive family ------------------------------------------------------
@@ -404,7 +404,7 @@ DEFAULTS = {
 def test_every_published_name_binds_its_values(name, value):
     assert load(f"{name} = {value!r}") == {name: value}
     configure.load(Spec(), {name: value})  # as a search gives it
-    assert configure.bound() == {name: value}
+    assert configure.current_bindings() == {name: value}
 
 
 def test_the_published_tuple_of_betas_binds():

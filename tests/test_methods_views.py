@@ -208,7 +208,7 @@ def test_the_teacher_of_dino_its_centre_and_temperature_follow():
     torch.testing.assert_close(model.centre, 0.1 * mean)  # no batch, nothing to follow
 
 
-def test_dino_compares_with_the_other_view_of_a_lagging_copy():
+def test_dino_compares_with_the_other_view_of_the_momentum_teacher():
     for both, pairs in ((True, ((0, 1), (1, 0))), (False, ((0, 1),))):
         session = made("dino", f"MomentumEncoder.both_as_queries = {both}")
         batch = first_batch(session)

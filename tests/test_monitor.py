@@ -19,7 +19,7 @@ from selfstudy.losses.monitors import feature_std, nearest_classes, rank_me
 from selfstudy.methods.rotate import RotateTask
 from selfstudy.tasks.classify import ClassifyTask
 from selfstudy.train import online_eval as monitor
-from selfstudy.train.online_eval import CLASSES, HEALTH, Monitor, collapsed, half_half
+from selfstudy.train.online_eval import CLASSES, HEALTH, Monitor, half_half, has_collapsed
 from selfstudy.train.session import Session
 from selfstudy.types import IGNORED, Batch, DataInfo, Features
 from util.errors import UserError
@@ -182,7 +182,7 @@ def test_a_diverged_network_fails_no_measurement():
 
     found = seen(watching(), steps())
     assert [*found] == [*HEALTH, *CLASSES] and all(map(math.isnan, found.values()))
-    assert not collapsed(found)
+    assert not has_collapsed(found)
 
 
 def test_it_measures_when_it_is_due():
@@ -275,7 +275,7 @@ def test_it_leaves_no_trace_in_the_training(folders):
     ],
 )
 def test_what_a_collapse_is(numbers, expected):
-    assert collapsed(numbers) is expected
+    assert has_collapsed(numbers) is expected
 
 
 @pytest.fixture

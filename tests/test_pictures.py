@@ -66,9 +66,9 @@ def test_two_views_and_what_a_vae_draws(trained):
 def test_the_configuration_stays_as_it_was(trained):
     folder = trained("first", "digits/r9/classify")
     configure.load(Spec(("digits/r9/vae",), ()))
-    before = configure.bound()
+    before = configure.current_bindings()
     pictures.draw("first", folder)
-    assert configure.bound() == before
+    assert configure.current_bindings() == before
 
 
 def test_segments_and_depths_in_their_colours():

@@ -228,7 +228,7 @@ class Tiles(BaseDataset):
     def _targets(self):
         return {"segment": 4}
 
-    def _labelled(self, rows, kept, how, seed):
+    def _cut_labels(self, rows, kept, how, seed):
         return rows
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import paths
 from selfstudy.data.dataset import SPLITS
-from selfstudy.data.prepare import resized
+from selfstudy.data.prepare import resize
 from selfstudy.datasets import stl10
 from selfstudy.datasets.imagenet import ImageNetDataset
 from selfstudy.datasets.stl10 import STL10Dataset
@@ -147,7 +147,7 @@ def test_stl10_is_scaled_to_other_sizes(tmp_path):
     images, _ = write_folder(tmp_path)
     bind(input_res=24)
     found = STL10Dataset("train").store.map()["images"].numpy()
-    assert np.array_equal(found, resized(images, 24))
+    assert np.array_equal(found, resize(images, 24))
 
 
 def test_stl10_without_some_files(tmp_path):

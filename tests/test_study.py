@@ -64,7 +64,7 @@ def test_a_trial_leaves_what_is_promised(experiments):
     assert card["config"]["ResNet.width"] == 0.125 and card["metrics"]["test_accuracy"] >= 0
     gin.clear_config()  # the recorded configuration parses to the same again
     configure._parse((one.folder / "config.gin").read_text(), "config.gin", ("config.gin",))
-    assert configure.bound()["scheduler.milestones"] == [1.0, 3.0]
+    assert configure.current_bindings()["scheduler.milestones"] == [1.0, 3.0]
 
 
 def test_a_trial_continues_from_its_newest_whole_checkpoint(experiments):

@@ -39,7 +39,7 @@ def test_the_best_trial_comes_as_a_command_that_parses_to_its_configuration(ende
     assert args.gin_param == ["simulation.rounds = 4", "simulation.x = 0.5",
                               'simulation.fault = "none"', "simulation.seed = 1"]  # fmt: skip
     configure.load(configure.Spec(tuple(args.gin_config), tuple(args.gin_param)))
-    assert configure.bound()["simulation.fault"] == "none"
+    assert configure.current_bindings()["simulation.fault"] == "none"
 
 
 def test_a_file_that_a_search_has_named_is_one_of_g(ended):

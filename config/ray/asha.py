@@ -1,4 +1,4 @@
-"""Random search that stops early: ASHA keeps the best third at rounds 1, 3, 9, 27, ..."""
+"""Random search with early stopping: ASHA keeps the best third at rounds 1, 3, 9, 27, ..."""
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler

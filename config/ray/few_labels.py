@@ -1,6 +1,6 @@
 """Does pretraining help when labels are few? 250 of them, with and without, three seeds.
 
-Wants the snapshot "fashion-rotate" (docs/tutorials/02-pretraining.md). Each seed draws its own
+Needs the snapshot "fashion-rotate" (docs/tutorials/02-pretraining.md). Each seed draws its own
 250 labels, the same ones with and without pretraining, so that the differences are paired.
 """
 

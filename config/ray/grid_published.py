@@ -1,14 +1,14 @@
 """The published grid: 12 data variants x 8 label counts, 96 trials per method.
 
-PRETRAINED makes it one of fine-tuning: the experiment whose snapshots are named after the
-variants, as misc/move_snapshots.py -p '{cfg[SynDataset.dataset_choice]}' does.
+For fine-tuning, set PRETRAINED to an experiment whose snapshots are named after the variants
+(misc/move_snapshots.py -p '{cfg[SynDataset.dataset_choice]}').
 """
 
 from ray import tune
 
 VARIANTS = ["0000", "0100", "0110", "0001", "0101", "0010", "0111", "1000", "1011", "1100",
             "1110", "1111"]  # fmt: skip
-PRETRAINED = None  # or such as "pretrained-amdim"
+PRETRAINED = None  # or, for example, "pretrained-amdim"
 LABELS = [100, 250, 1000, 4000, 20000, 50000, 100000, 200000]
 
 
@@ -17,8 +17,8 @@ def milestones(config):
     return [5, 200] if config["BaseDataset.semisupervised"] < 20000 else [5, 600]
 
 
-def pretrained(config):
-    """The snapshot of the same variant."""
+def pretrained_snapshot(config):
+    """The pretrained snapshot of the same variant."""
     return PRETRAINED and f"{PRETRAINED}/{config['SynDataset.dataset_choice']}"
 
 
@@ -28,6 +28,6 @@ exp_args = {
         "SynDataset.dataset_choice": tune.grid_search(VARIANTS),
         "BaseDataset.semisupervised": tune.grid_search(LABELS),
         "scheduler.milestones": tune.sample_from(milestones),
-        "Wrapper.pretrained": tune.sample_from(pretrained),
+        "Wrapper.pretrained": tune.sample_from(pretrained_snapshot),
     },
 }

@@ -1,6 +1,6 @@
-"""Harder factors are harder, and labels help: three rendered variants x two label counts.
+"""Three rendered variants of increasing difficulty x two label counts.
 
-Wants -g syn/r9n/classify; variants that are not there are rendered first.
+Needs -g syn/r9n/classify; missing variants are rendered first.
 """
 
 from ray import tune

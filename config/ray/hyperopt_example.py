@@ -1,6 +1,6 @@
 """Tree-structured Parzen estimators by hyperopt (pip install hyperopt)."""
 
-import hyperopt  # noqa: F401  (Ray's own message names no cure)
+import hyperopt  # noqa: F401  (Ray's own error does not name the package)
 from ray import tune
 from ray.tune.search.hyperopt import HyperOptSearch
 

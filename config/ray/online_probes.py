@@ -1,8 +1,8 @@
-"""A linear and an MLP probe on every encoder of `-r grid_methods`, which stay frozen.
+"""A linear and an MLP probe on every frozen encoder of `-r grid_methods`.
 
     python main.py -e probes -r online_probes
 
-Wants the snapshots that `grid_methods` tells how to make.
+Needs the snapshots of `grid_methods`, see there.
 """
 
 from ray import tune

@@ -1,4 +1,4 @@
-"""Optuna's TPE proposes each configuration from what the ones before have reached."""
+"""Optuna's TPE: each configuration is proposed from the results of earlier ones."""
 
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch

@@ -1,4 +1,4 @@
-"""Optuna's TPE proposes, ASHA stops the worse two thirds at rounds 1, 3, 9, 27, ..."""
+"""Optuna's TPE with ASHA, which stops the worse two thirds at rounds 1, 3, 9, 27, ..."""
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler

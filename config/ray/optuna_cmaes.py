@@ -1,6 +1,6 @@
 """Optuna with CMA-ES, for a handful of continuous parameters (pip install cmaes)."""
 
-import cmaes  # noqa: F401  (the sampler would ask for it only in the second trial)
+import cmaes  # noqa: F401  (else an error only in the second trial)
 from optuna.samplers import CmaEsSampler
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch

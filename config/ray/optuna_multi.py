@@ -1,4 +1,4 @@
-"""Two goals at once: accuracy against the seconds of training."""
+"""Two objectives: accuracy and training time."""
 
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch

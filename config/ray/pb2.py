@@ -1,4 +1,4 @@
-"""As pbt, but a model of the rewards chooses the new values within bounds (scikit-learn)."""
+"""PB2: as pbt, with new values proposed by a Gaussian process within bounds (scikit-learn)."""
 
 from ray import tune
 from ray.tune.schedulers.pb2 import PB2

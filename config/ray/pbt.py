@@ -1,4 +1,4 @@
-"""Population based training: every 2 rounds the worst take over the best's state, varied."""
+"""Population based training: every 2 rounds the worst adopt the best's state, perturbed."""
 
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining

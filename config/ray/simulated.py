@@ -1,4 +1,4 @@
-"""A grid on the formula of -g simulation/search: 6 trials to interrupt, resume and look at."""
+"""A grid with -g simulation/search: 6 simulated trials to interrupt, resume and inspect."""
 
 from ray import tune
 

@@ -1,4 +1,4 @@
-"""Optuna with ASHA on the formula of -g simulation/search: to try a search without training."""
+"""Optuna with ASHA on -g simulation/search: tries a search without training."""
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler

@@ -1,4 +1,4 @@
-"""One trial: two CPUs and a GPU where there are so many (published)."""
+"""One trial: two CPUs and a GPU, as far as available (published)."""
 
 from util.environment import cpus
 

@@ -1,7 +1,7 @@
 """The table of docs/results/synthetic.md: six variants x four label counts x two seeds.
 
-Wants -g syn/r9n/classify and rendered sets of at least 4,800 pictures. Each seed draws its own
-labels, and in larger counts the smaller ones are contained.
+Needs -g syn/r9n/classify and rendered sets of at least 4,800 pictures. Each seed draws its own
+labels; smaller label sets are subsets of larger ones.
 """
 
 from ray import tune

@@ -1,1 +1,1 @@
-"""What turns files into minibatches on the device."""
+"""Input pipeline: from data files to augmented minibatches on the device."""

@@ -1,8 +1,8 @@
-"""The augmentation of a minibatch: stored bytes to normalised, randomly changed images.
+"""Augmentation of a minibatch: stored bytes to normalised, randomly transformed images.
 
-`Augmentation` does in few passes what the transforms of `transforms.py` would do one after
-another: it picks whole rows of the stored bytes (flip, crop), folds normalisation and colour
-into one matrix an image, and sets pads and holes to 0 by one mask.
+`Augmentation` fuses the transforms of `transforms.py` into few passes: it copies whole rows of
+the stored bytes (flip, crop), combines normalisation and colour into one matrix per image, and
+zeroes padding and cutout holes with one mask.
 """
 
 from typing import Any
@@ -32,12 +32,12 @@ from util.errors import UserError
 
 
 def _rows(images: Tensor, flip: Tensor | None, window: Tensor | None) -> Tensor:
-    """Mirror, pad and crop images by copying whole rows, in their own type.
+    """Mirror, pad and crop images by copying whole rows; the dtype is kept.
 
     Args:
         images: [n, C, H, W].
-        flip: [n, 1] bool, as of `Flip`; None mirrors nothing.
-        window: [n, 2], as of `PadCrop`; None for no crop.
+        flip: [n, 1] bool, parameters of `Flip`; None for no flip.
+        window: [n, 2], parameters of `PadCrop`; None for no crop.
     """
     n, channels, height, width = images.shape
     pad = 0 if window is None else PadCrop.pad(height)
@@ -57,16 +57,16 @@ def _rows(images: Tensor, flip: Tensor | None, window: Tensor | None) -> Tensor:
     if window is not None:
         start = start + window[:, 0] * wide + window[:, 1]
     starts = start[:, None, None] + steps(channels, tall * wide)[:, None] + steps(height, wide)
-    # Every place of the buffer as the start of a row: the rows overlap, nothing is copied yet.
-    places = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
-    return places.index_select(0, starts.flatten()).view(images.shape)
+    # A view with an overlapping row at each position of the buffer; nothing is copied yet.
+    windows = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+    return windows.index_select(0, starts.flatten()).view(images.shape)
 
 
 def _parts(images: Tensor) -> list[slice]:
-    """Slices of a batch whose temporaries stay in a CPU's cache; elsewhere one for all.
+    """Slices of a batch whose temporaries fit in a CPU's cache; on other devices one slice.
 
-    Large temporaries also go back to the system each time, and fetching their pages anew
-    took longer than the arithmetic.
+    Large temporaries are also returned to the operating system after each use, and their page
+    faults took longer than the arithmetic.
     """
     n, _, height, width = images.shape
     size = max(1, 2**17 // (height * width)) if images.device.type == "cpu" else n
@@ -74,23 +74,23 @@ def _parts(images: Tensor) -> list[slice]:
 
 
 class Augmentation:
-    """Makes a model's input of stored images: normalised float32, augmented when asked to.
+    """Converts stored images to a model's input: normalised float32, optionally augmented.
 
     Equal to applying `transforms` one after another (`resized_crop`, `blur` and
     `photo_jitter` before the normalisation, the others after it) up to rounding, except for
     `PhotoJitter.fast`.
 
     Args:
-        info: what the images are.
-        transforms: by the name of their argument in `augment`; absent ones are off.
-        transform_targets: targets that hold places (maps, key points, boxes) move with the
-            first view.
-        share_flip: all views of an image are mirrored alike (as AMDIM's published ones).
+        info: description of the data set.
+        transforms: enabled ones, keyed by their argument name in `augment`.
+        transform_targets: apply geometric transforms of the first view to spatial targets
+            (maps, key points, boxes) as well.
+        share_flip: all views of an image share one flip (as in AMDIM's published code).
         relabel_pose: a mirrored image swaps the pose classes 1 and 3.
 
     Raises:
-        UserError: what cannot work, such as images that move away from their targets, or
-            numbers that lose their meaning when the images are mirrored.
+        UserError: an impossible combination, such as a crop without its spatial targets, or
+            targets that mirroring makes invalid.
     """
 
     def __init__(
@@ -102,8 +102,10 @@ class Augmentation:
         relabel_pose: bool = True,
     ):
         self.info = info
-        self.transforms: dict[str, Any] = transforms  # some have more than `Transform` says
-        # Plain floats, because constants are kept by value.
+        self.transforms: dict[str, Any] = (
+            transforms  # Any: some have methods beyond `Transform`
+        )
+        # Plain floats: `color.constant` caches by value.
         self.mean, self.std = (tuple(map(float, v)) for v in (info.mean, info.std))
         self.transform_targets, self.share_flip = transform_targets, share_flip
         self.relabel_pose = relabel_pose
@@ -142,21 +144,21 @@ class Augmentation:
         generator: Generator | None,
         views: int = 1,
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """`views` differently drawn versions of a minibatch.
+        """Independently augmented views of a minibatch.
 
         Args:
             images: as stored, [B, C, H, W], uint8 RGB or normalised float; or samples of F
                 frames, [B, F, C, H, W].
-            targets: by name; those that hold places follow the first view when
-                `transform_targets` says so (see `Transform.move`), others stay. 'pose' [B] of
-                a mirrored first view swaps its classes 1 and 3, left and right.
-            generator: of the images' device; the same state gives the same views.
-            views: how many.
+            targets: by name; with `transform_targets` spatial ones are transformed with the
+                first view (see `Transform.move`). Where that view is mirrored, 'pose' [B]
+                swaps its classes 1 and 3 (left and right).
+            generator: on the images' device; the same state gives the same views.
+            views: number of views.
 
         Returns:
             Tuple of normalised float32 [B, C, H, W], contiguous; the targets. All frames of a
-            view are changed alike, in place and in colour, so that what moves between them
-            does so in the view; the first view's frames come first.
+            view share their parameters, so that motion between frames is preserved; the
+            frames of the first view come first.
         """
         frames = images[:, None] if images.ndim == 4 else images
         n, _, _, height, width = frames.shape
@@ -171,22 +173,22 @@ class Augmentation:
     def draw(
         self, n: int, height: int, width: int, generator: Generator | None, device: torch.device
     ) -> dict[str, Tensor]:
-        """Parameters of each transform by name, as `Transform.draw`."""
+        """Random parameters of each transform, by name (`Transform.draw`)."""
 
-        def drawn(transform: Transform) -> Tensor:
+        def draw_params(transform: Transform) -> Tensor:
             return distributed.draw_share(
                 lambda count: transform.draw(count, height, width, generator, device), n
             )
 
-        return {name: drawn(transform) for name, transform in self.transforms.items()}
+        return {name: draw_params(transform) for name, transform in self.transforms.items()}
 
     def apply(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """One view: stored images [n, C, H, W] to normalised float32, changed by `params`."""
+        """One view: stored images [n, C, H, W] transformed by `params`, normalised float32."""
         images, params = self._resample(images, dict(params))
         images = self._photo(images, params)
         if params.keys() & {"flip", "crop"}:
             images = _rows(images, params.get("flip"), params.get("crop"))
-        matrix, kept = self._matrix(images, params), self._kept(images, params)
+        matrix, kept = self._matrix(images, params), self._visible(images, params)
         result = images.new_empty(images.shape, dtype=torch.float32)
         for part in _parts(images):
             out = result[part]
@@ -198,7 +200,7 @@ class Augmentation:
     def _resample(self, images: Tensor, params: dict) -> tuple[Tensor, dict]:
         """Resized crop, flip and blur as one matrix for rows and one for columns.
 
-        Takes the parameters that it has used out of `params`.
+        Removes the parameters that it applied from `params`.
         """
         if not {"resized_crop", "blur"} & params.keys():
             return images, params
@@ -216,7 +218,7 @@ class Augmentation:
         return mix(images.float(), rows, columns), params
 
     def _photo(self, images: Tensor, params: dict) -> Tensor:
-        """Photo jitter in RGB 0..255; normalised images return to this range first."""
+        """Photo jitter in RGB 0..255; normalised images are converted to that range first."""
         if "photo_jitter" not in params:
             return images
         images = images.float()
@@ -229,9 +231,9 @@ class Augmentation:
         return jitter.fast(images, drawn, 255)
 
     def _matrix(self, images: Tensor, params: dict) -> Tensor:
-        """Normalisation, jitter and grey as one matrix an image, [n, C, C + 1].
+        """Normalisation, colour jitter and grey as one matrix per image, [n, C, C + 1].
 
-        The constants are its last column.
+        The last column holds the constants.
         """
         matrix = self._normalisation(images.device).expand(len(images), -1, -1)
         if "color_jitter" in params:
@@ -244,16 +246,16 @@ class Augmentation:
         return matrix
 
     def _colour(self, images: Tensor, matrix: Tensor, out: Tensor) -> None:
-        """Write the images, mixed by their matrices, to `out`."""
+        """Apply each image's colour matrix; the result is written to `out`."""
         pixels = (color.response(images) if self.to_lab else images.float()).flatten(2)
         constant, matrix = matrix[:, :, -1:], matrix[:, :, :-1]
         torch.baddbmm(constant, matrix, pixels, out=out.flatten(2))
 
     @staticmethod
-    def _kept(images: Tensor, params: dict) -> Tensor | None:
-        """1 where an image shows, 0 in pads and holes, [n, 1, H, W] float; None: 1 everywhere.
+    def _visible(images: Tensor, params: dict) -> Tensor | None:
+        """Mask [n, 1, H, W] float: 0 in padding and cutout holes, else 1; None if all 1.
 
-        The image's rectangle less the hole's, each an outer product of rows and columns.
+        The image's rectangle minus the hole's, each an outer product of rows and columns.
         """
         if not params.keys() & {"crop", "cutout"}:
             return None
@@ -272,7 +274,7 @@ class Augmentation:
         return (rows @ columns.mT)[:, None]
 
     def _normalisation(self, device: torch.device) -> Tensor:
-        """[C, C + 1]: the matrix, and the constant in the last column."""
+        """Normalisation as a matrix [C, C + 1], the constants in the last column."""
         channels = self.info.channels
         matrix = torch.eye(channels, channels + 1, device=device)
         if not self.bytes:
@@ -284,7 +286,7 @@ class Augmentation:
         return matrix / std[:, None]
 
     def _move(self, targets: dict, params: dict, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The targets of a view with these parameters; see `__call__`."""
+        """Targets transformed by the parameters of a view; see `__call__`."""
         targets = dict(targets)
         if self.relabel_pose and "pose" in targets and "flip" in params:
             pose = targets["pose"]
@@ -330,28 +332,28 @@ def augment(
     exact_photo_jitter: bool = False,
     blur: bool = False,
 ) -> Augmentation:
-    """The `Augmentation` of a split.
+    """Build the `Augmentation` of a split.
 
     Args:
-        info: what the images are.
-        train: the split is for training.
+        info: description of the data set.
+        train: whether it is the training split.
         color_jitter: random scale and shift of each channel; see `ColorJitter`.
-        grayscale: `Grayscale`; a number is the share of the images, True a quarter.
+        grayscale: `Grayscale`; a number is its probability, True is 0.25.
         flip: `Flip`.
-        crop: `PadCrop`; `resized_crop` takes its place.
+        crop: `PadCrop`; ignored with `resized_crop`.
         cutout: `Cutout`.
-        transform_targets: targets that hold places (maps such as segmentation or depth, key
-            points, boxes) move along with the first view; needed where there are any and the
-            images move.
-        do_augment: change the images; None means only those of training. Without, they are
-            only normalised.
-        share_flip: all views of an image are mirrored alike.
-        relabel_pose: a mirrored image swaps the pose classes 1 and 3; False leaves the label,
-            which is then wrong for them, as published.
+        transform_targets: apply geometric transforms of the first view to spatial targets
+            (maps such as segmentation or depth, key points, boxes) as well; required when
+            there are such targets and geometric transforms.
+        do_augment: transform the images, otherwise only normalise them; None is the training
+            split only.
+        share_flip: all views of an image share one flip.
+        relabel_pose: a mirrored image swaps the pose classes 1 and 3; False keeps the label,
+            wrong for mirrored images, as published.
         resized_crop: `ResizedCrop`.
-        crop_scale: the least share of an image's area that it shows; the largest is 1.
+        crop_scale: smallest share of the image's area in a resized crop; the largest is 1.
         photo_jitter: strengths of `PhotoJitter`, such as [0.4, 0.4, 0.4, 0.1]; None is off.
-        exact_photo_jitter: as torchvision does it, which doubles the cost of the whole;
+        exact_photo_jitter: as torchvision computes it, at twice the cost of all augmentation;
             otherwise `PhotoJitter.fast`.
         blur: `Blur`.
     """

@@ -1,7 +1,6 @@
-"""What all data sets share: a prepared file, its splits, the label cut and the blocks.
+"""Base class of data sets: the prepared file, its splits, the label cut and the blocks.
 
-A data set is a subclass that names its file and, where the file can be made here, says in
-`source` where the images come from.
+A subclass names its file and, where we can prepare that file, returns the images in `source`.
 """
 
 import contextlib
@@ -22,36 +21,36 @@ from util import hdf5
 from util.errors import UserError, nearest
 
 SPLITS = ("train", "valid", "test")
-ROUND_IMAGES = 10000  # few labels are repeated to about this many images a round ...
+ROUND_IMAGES = 10000  # few labels are repeated up to about this many images per round ...
 ROUND_IMAGES_4000 = 20000  # ... and 4000 labels to this many, as published
 POSE_CLASSES = 5
-RESERVED = ("images", "data", "class", "targets", "pose")  # names that mean something already
+RESERVED = ("images", "data", "class", "targets", "pose")  # names with a fixed meaning
 
 
 class Store:
-    """The rows of a prepared file, to be mapped or read in blocks.
+    """Rows of a prepared file, memory-mapped or read in blocks.
 
     Args:
         path: the file.
         fields: column ('images' or a target) -> array in the file.
-        made: columns [N] that were computed from the file and are held in memory.
-        converted: column -> what is to be made of the array's rows whenever they are read.
+        computed: columns [N] computed from the file, kept in memory.
+        conversions: column -> function applied to its rows at every read.
     """
 
     def __init__(
         self,
         path: Path,
         fields: dict[str, str],
-        made: dict[str, Tensor],
-        converted: dict[str, Callable[[Tensor], Tensor]] | None = None,
+        computed: dict[str, Tensor],
+        conversions: dict[str, Callable[[Tensor], Tensor]] | None = None,
     ):
-        self.path, self.fields, self.made = path, fields, made
-        self.converted = converted or {}
+        self.path, self.fields, self.computed = path, fields, computed
+        self.conversions = conversions or {}
         places = {name: hdf5.locate(path, name) for name in fields.values()}
         self.shape = places["data"].shape
         self.dtype = places["data"].dtype
         plain = all(place.offset is not None for place in places.values())
-        self.mappable = plain and not self.converted
+        self.mappable = plain and not self.conversions
         for name, place in places.items():
             if place.shape[0] != self.shape[0]:
                 raise UserError(
@@ -59,70 +58,70 @@ class Store:
                 )
 
     def map(self) -> dict[str, Tensor]:
-        """Column -> all of its rows [N, ...], sharing the file's memory where possible."""
+        """Column -> all of its rows [N, ...], memory-mapped where possible."""
         mapped = {key: hdf5.open_map(self.path, name) for key, name in self.fields.items()}
-        return {**self._convert(mapped), **self.made}
+        return {**self._convert(mapped), **self.computed}
 
     def read(self, rows: np.ndarray, pin: bool = False, threads: int = 1) -> dict[str, Tensor]:
-        """Column -> the given rows [len(rows), ...] in a new block, see `hdf5.read`."""
+        """Column -> the selected rows [len(rows), ...], copied; see `hdf5.read`."""
         block = {
             key: hdf5.read(self.path, name, rows, pin, threads)
             for key, name in self.fields.items()
         }
         chosen = torch.from_numpy(rows)
-        made = {key: value[chosen] for key, value in self.made.items()}
-        return {**self._convert(block), **made}
+        computed = {key: value[chosen] for key, value in self.computed.items()}
+        return {**self._convert(block), **computed}
 
     def _convert(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        return columns | {key: make(columns[key]) for key, make in self.converted.items()}
+        return columns | {key: make(columns[key]) for key, make in self.conversions.items()}
 
 
 class NotPrepared(UserError):
-    """The data file is not there, and making it was not asked for."""
+    """The data file is missing and preparing it is not allowed."""
 
 
 @configurable(denylist=["split"])
 class BaseDataset:
-    """One split of a data set: which rows of its file, and in which blocks they are visited.
+    """One split of a data set: its rows in the data file and the order of blocks.
 
-    Constructing it prepares the file if it is absent. Rows are numbered as in the file, the
-    same in every split, epoch and run.
+    Construction prepares a missing file. Row numbers are those of the file, the same in every
+    split, epoch and run.
 
     Args:
         split: 'train', 'valid' or 'test'.
         input_res: H == W of the images, in pixels.
-        num_valid: images held out for validation, at the end of the training part; where that
-            is more than half of it, a tenth is. Unused where a data set comes with a split.
+        num_valid: images held out for validation, from the end of the training part; a tenth
+            of it where they would be more than half. Unused where the data set has a split.
         semisupervised: number of labelled training images to keep; None keeps all.
-        double_sample: two independent views of each image.
-        predict_pose: adds the target 'pose', for data sets that know it.
+        double_sample: two independently augmented views of each image.
+        predict_pose: adds the target 'pose', for data sets that provide it.
         max_images: images on the device at a time (half as many with `double_sample`); each
             frame of a sample counts.
-        chunk_size: images that are read together and stay together when blocks are shuffled.
-        remote_loading: kept for published configurations: whenever there are several blocks,
-            the next one is read ahead in a thread.
-        label_cut: 'balanced' draws the kept images evenly over the classes, so that a smaller
-            cut is contained in a larger one (without classes, over the images); 'first' takes
-            the first ones, as published. Images without any label are never kept.
+        chunk_size: contiguous images that stay together when blocks are shuffled.
+        remote_loading: ignored, kept for published configurations: with several blocks the
+            next one is always prefetched in a thread.
+        label_cut: 'balanced' samples the kept images evenly over the classes (without classes,
+            over the images), a smaller cut being a subset of a larger one; 'first' takes the
+            first ones, as published. Images without any label are never kept.
         label_seed: seed of the balanced cut.
-        targets: names of the targets to load; None takes all. A label cut uses the classes in
-            any case.
+        targets: names of the targets to load; None loads all. A label cut always uses the
+            classes.
 
     Attributes:
         info: `DataInfo` for models and augmentation.
-        rows: [n] int64, the rows of this split in the file; few labels repeated.
+        rows: [n] int64, the rows of this split in the file; repeated where labels are few.
         store: `Store` of the file.
         classes: names of the classes, possibly none.
 
     Raises:
-        UserError: the data are absent or damaged, or an argument does not fit them.
+        UserError: the data are missing or damaged, or an argument does not fit them.
     """
 
     space: Literal["rgb", "lab"] = "rgb"
-    # Colour space -> published (mean, std); without them those in the file hold.
+    # Colour space -> published (mean, std); default: those stored in the file.
     published: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-    frames = 1  # images of a sample; several are stored as [N, F, 3, H, W]
-    may_prepare = True  # whether a missing data file is made; see `preparing`
+    frames = 1  # images per sample; if several, they are stored as [N, F, 3, H, W]
+    may_prepare = True  # whether a missing data file is prepared; see `allow_preparing`
 
     def __init__(
         self,
@@ -166,12 +165,12 @@ class BaseDataset:
         self._cut(spans, semisupervised, label_cut, label_seed)
         self.info = self._describe()
 
-    # ---- what a data set says of itself --------------------------------------------------
+    # ---- to be overridden ----------------------------------------------------------------
 
     @classmethod
     @contextlib.contextmanager
-    def preparing(cls, allowed: bool) -> Iterator[None]:
-        """A `with` block in which a missing data file is made, or raises `NotPrepared`."""
+    def allow_preparing(cls, allowed: bool) -> Iterator[None]:
+        """Context in which a missing data file is prepared, or raises `NotPrepared`."""
         before, BaseDataset.may_prepare = BaseDataset.may_prepare, allowed
         try:
             yield
@@ -179,34 +178,34 @@ class BaseDataset:
             BaseDataset.may_prepare = before
 
     def use(self) -> DataUse:
-        """What a job says of the data that it reads."""
+        """The data file, its hash and description, for a job's `data`."""
         return DataUse(self.path, self.attributes.get("sha256"), self.info)
 
     @property
     def stem(self) -> str:
-        """The data file under DATA_DIR, without its ending."""
+        """Path of the data file below DATA_DIR, without suffix."""
         raise NotImplementedError
 
     def source(self) -> Source:
-        """The images to prepare; raises a `UserError` when they cannot be had."""
+        """The images to prepare; raises a `UserError` if they are not available."""
         raise NotImplementedError
 
     def find(self) -> Path:
-        """The data file; an original `_lab` file is taken where LAB is asked for."""
+        """Path of the data file; for LAB an original `_lab` file if there is one."""
         original = paths.under(paths.DATA_DIR, f"{self.stem}_lab.h5")
         if self.space == "lab" and original.exists():
             return original
         return paths.under(paths.DATA_DIR, f"{self.stem}.h5")
 
     def prepare(self) -> None:
-        """Make the data file if it is missing."""
+        """Prepare the data file if it is missing."""
         kinds = self.declare()
         if taken := [name for name in kinds if name in RESERVED]:
             raise UserError(f"{type(self).__name__} declares a target '{taken[0]}': rename it")
         hdf5.create(self.path, lambda file: fill(file, self.path, self.source(), kinds))
 
     def spans(self, total: int, splits: dict | None) -> dict[str, tuple[int, int]]:
-        """Split -> (first row, end); the file's own `splits`, or else 5/6 train, 1/6 test."""
+        """Split -> (first row, end); the file's own `splits`, else 5/6 train, 1/6 test."""
         sizes = dict(splits or {"train": total - total // 6, "test": total // 6})
         if "valid" not in sizes:
             train = sizes["train"]
@@ -217,27 +216,27 @@ class BaseDataset:
         return dict(zip(SPLITS, zip([0, *ends], ends, strict=False), strict=True))
 
     def declare(self) -> dict[str, Target]:
-        """Target -> what it is, besides 'class'; its array has the same name.
+        """Target -> its kind, for all but 'class'; the array has the same name.
 
         Labels [N] in the array 'targets' need no declaration.
         """
         return {}
 
     def fields(self) -> dict[str, str]:
-        """Target -> the array of the file that holds it."""
-        found = {"class": "targets"} if hdf5.has(self.path, "targets") else {}
-        return found | {name: name for name in self.declare()}
+        """Target -> name of its array in the file."""
+        arrays = {"class": "targets"} if hdf5.has(self.path, "targets") else {}
+        return arrays | {name: name for name in self.declare()}
 
-    def converted(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Target -> what is to be made of its array's rows, for files that differ."""
+    def conversions(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Target -> conversion of its rows, for files of another layout."""
         return {}
 
     # ---- opening ---------------------------------------------------------------------------
 
     def _open(self, predict_pose: bool, wanted: list[str] | None) -> Store:
-        fields, made = self.fields(), self._pose() if predict_pose else {}
+        fields, computed = self.fields(), self._pose() if predict_pose else {}
         if wanted is not None:
-            known = [*fields, *made]
+            known = [*fields, *computed]
             for name in wanted:
                 if name not in known:
                     raise UserError(
@@ -245,9 +244,11 @@ class BaseDataset:
                         f"{nearest(name, known)}"
                     )
             fields = {name: array for name, array in fields.items() if name in wanted}
-            made = {name: column for name, column in made.items() if name in wanted}
-        converted = {name: make for name, make in self.converted().items() if name in fields}
-        store = Store(self.path, {"images": "data", **fields}, made, converted)
+            computed = {name: column for name, column in computed.items() if name in wanted}
+        conversions = {
+            name: make for name, make in self.conversions().items() if name in fields
+        }
+        store = Store(self.path, {"images": "data", **fields}, computed, conversions)
         expected = (3, self.input_res, self.input_res)
         if self.frames > 1:
             expected = (self.frames, *expected)
@@ -267,11 +268,11 @@ class BaseDataset:
 
     def _check_shapes(self) -> None:
         for name, kind in self.declare().items():
-            found = hdf5.locate(self.path, name).shape[1:]
+            stored = hdf5.locate(self.path, name).shape[1:]
             expected = kind.shape(1, self.input_res, self.input_res)[1:]
-            if found != expected:
+            if stored != expected:
                 raise UserError(
-                    f"{self.path} holds {list(found)} for each image in '{name}', declared is "
+                    f"{self.path} holds {list(stored)} for each image in '{name}', declared is "
                     f"{list(expected)}: {hdf5.AGAIN}"
                 )
 
@@ -287,11 +288,11 @@ class BaseDataset:
         return {"pose": pose_classes(matrices)}
 
     def _cut(self, spans: dict, kept: int | None, how: str, seed: int) -> None:
-        """Set `rows` and the number of distinct rows of each split."""
+        """Set `rows`, with the label cut applied, and the number of distinct rows per split."""
         rows = self._split_rows(spans)
         full = len(rows["train"])
         if kept is not None:
-            rows["train"] = self._labelled(rows["train"], kept, how, seed)
+            rows["train"] = self._cut_labels(rows["train"], kept, how, seed)
         self.distinct = {name: len(rows[name]) for name in SPLITS}
         self.last_row = int(rows["train"].max(initial=0))
         self.rows = rows[self.split]
@@ -302,7 +303,7 @@ class BaseDataset:
         """The rows of each split before the label cut."""
         return {name: np.arange(*spans[name]) for name in SPLITS}
 
-    def _labelled(self, rows: np.ndarray, kept: int, how: str, seed: int) -> np.ndarray:
+    def _cut_labels(self, rows: np.ndarray, kept: int, how: str, seed: int) -> np.ndarray:
         rows = rows[self._has_label(rows)]
         if not 1 <= kept <= len(rows):
             raise UserError(
@@ -313,17 +314,17 @@ class BaseDataset:
             return rows[:kept]
         if how != "balanced":
             raise UserError(f"BaseDataset.label_cut is '{how}', expected 'balanced' or 'first'")
-        if not self.fields() and not self.store.made:
+        if not self.fields() and not self.store.computed:
             raise UserError(f"BaseDataset.semisupervised: {self.path} has no labels to balance")
-        labels = np.zeros(len(rows), np.int64)  # where there are labels but no classes
+        labels = np.zeros(len(rows), np.int64)  # labels without classes
         if "class" in self.fields():
             labels = hdf5.read(self.path, "targets", rows).numpy()
         return np.sort(rows[balanced_order(labels, seed)[:kept]])
 
     def _has_label(self, rows: np.ndarray) -> np.ndarray:
-        """[n] bool: the class is known or, without classes, something of a declared target.
+        """[n] bool: the class is known or, without classes, part of a declared target is.
 
-        Maps and boxes always count as known: no box says that there is no object.
+        Maps and boxes always count as known: no boxes mean that there is no object.
         """
         if "class" in self.fields():
             return hdf5.read(self.path, "targets", rows).numpy() != IGNORED
@@ -363,7 +364,7 @@ class BaseDataset:
         if "class" in self.store.fields:
             labels = hdf5.open_map(self.path, "targets")
             known["class"] = len(self.classes) or int(labels.max()) + 1
-        if "pose" in self.store.made:
+        if "pose" in self.store.computed:
             known["pose"] = POSE_CLASSES
         declared = self.declare()
         return known | {name: kind.classes for name, kind in declared.items()
@@ -377,7 +378,7 @@ class BaseDataset:
         return max(1, -(-len(self.rows) // self.max_images))
 
     def blocks(self, generator: torch.Generator | None) -> list[np.ndarray]:
-        """The rows of a full pass, each exactly once, in `divisions` blocks of like size.
+        """The rows of a full pass, each exactly once, in `divisions` blocks of similar size.
 
         Args:
             generator: on the CPU; shuffles the chunks when there are several blocks. None
@@ -399,9 +400,9 @@ class BaseDataset:
 
 
 def repeats(kept: int, full: int) -> int:
-    """How often `kept` rows are repeated so that a round costs about as much as others do.
+    """How often `kept` rows are repeated, to keep rounds with few labels at a usual length.
 
-    Whole repeats up to `ROUND_IMAGES`, but never beyond the `full` number of training rows.
+    Up to `ROUND_IMAGES` images, but never more than the `full` number of training rows.
     """
     wanted = ROUND_IMAGES_4000 if kept == 4000 else ROUND_IMAGES
     return max(1, min(-(-wanted // kept), full // kept))

@@ -1,7 +1,7 @@
-"""Minibatches on one device: gathered from the rows of a data set and augmented there.
+"""Minibatches, gathered from the rows of a data set and augmented on the device.
 
-On a CPU the data are the file itself, mapped; elsewhere a block is copied to the device once
-and kept as stored, while the next one is read in a thread. No augmented copy is ever stored.
+On a CPU the file is memory-mapped; for other devices a block is copied to the device once, as
+stored, while a thread prefetches the next one. Augmented images are never stored.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from util.errors import UserError
 
 
 def derived_seed(*parts: Any) -> int:
-    """A 63-bit seed from any plain values, the same on every machine."""
+    """A 63-bit seed hashed from plain values, the same on every machine."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
@@ -34,19 +34,19 @@ class Loader:
 
     All randomness derives from (seed, split, round), so that a resumed run sees the same
     minibatches. A training round visits one block and drops an incomplete last minibatch,
-    unless the block is smaller than one; the other splits are visited whole. Where several
-    processes train one model, each has its share of the rows of every training minibatch.
+    unless the block is smaller than one; the other splits are visited completely. With
+    several processes, each gets its share of the rows of every training minibatch.
 
     Args:
         dataset: the split.
         augmentation: bytes -> normalised views.
-        device: where the minibatches are wanted.
-        batch_size: images in a minibatch, of all processes together.
-        num_workers: threads that read a block; 0 means one. Unused where the file is mapped.
+        device: of the minibatches.
+        batch_size: images per minibatch, over all processes.
+        num_workers: threads that read a block; 0 means one. Unused if the file is mapped.
         shuffle: visit the rows in random order; None does so for training only.
 
     Raises:
-        UserError: a batch size or a number of threads that cannot be.
+        UserError: the batch size or number of threads is out of range.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Loader:
         self.set_round(0, 0)
 
     def set_round(self, seed: int, round: int) -> None:
-        """Choose the randomness and, for training, the block of a round (counted from 0)."""
+        """Set the random state and, for training, the block of a round (0-based)."""
         self.seed, self.round = seed, round
         self._blocks = self._blocks_of(round)
 
     def _blocks_of(self, round: int) -> list[np.ndarray]:
-        """The rows that a round visits: one block of its epoch for training, else all."""
+        """Blocks of rows visited in a round: one for training, else all."""
         epoch, part = divmod(round, self.dataset.divisions) if self.training else (round, 0)
         shuffled = self._generator("blocks", epoch, "cpu") if self.shuffle else None
         blocks = self.dataset.blocks(shuffled)
@@ -98,23 +98,23 @@ class Loader:
         return torch.Generator(device).manual_seed(seed)
 
     def __len__(self) -> int:
-        return sum(len(range(0, self._used(rows), self.batch_size)) for rows in self._blocks)
+        return sum(len(range(0, self._usable(rows), self.batch_size)) for rows in self._blocks)
 
-    def _used(self, rows: np.ndarray) -> int:
-        """How many of a block's rows make up its minibatches."""
-        whole = len(rows) - len(rows) % self.batch_size
-        if self.training and whole:
-            return whole
+    def _usable(self, rows: np.ndarray) -> int:
+        """Number of a block's rows used in its minibatches."""
+        complete = len(rows) - len(rows) % self.batch_size
+        if self.training and complete:
+            return complete
         return len(rows) - len(rows) % distributed.size()
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
     def batches(self, n: int = -1) -> Iterator[Batch]:
-        """Exactly `n` minibatches, going round with a new order when they run out.
+        """Exactly `n` minibatches, starting over in a new order at the end of the rows.
 
         Args:
-            n: how many; -1 is `len(self)`, once through the round. An empty split has none.
+            n: number of minibatches; -1 is `len(self)`, one pass. An empty split has none.
         """
         generator = self._generator("draws", self.round, self.device)
         left = len(self) if n < 0 else n if len(self) else 0
@@ -124,12 +124,12 @@ class Loader:
                 yield batch
 
     def _pass(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Once through the blocks of the round, the next one being read meanwhile."""
+        """One pass over the blocks of the round, with the next one prefetched."""
         following = self._blocks[1:] + self._blocks_of(self.round + 1)[:1]
         for rows, ahead in zip(self._blocks, following, strict=True):
             block = self._reader.block(rows)
             self._reader.ahead(ahead)
-            order = self._order(len(rows), generator)[: self._used(rows)]
+            order = self._order(len(rows), generator)[: self._usable(rows)]
             for chosen in order.split(self.batch_size):
                 mine = chosen[distributed.share(len(chosen))]
                 yield self._batch(block, mine, generator)
@@ -151,24 +151,24 @@ class _Block:
     """Rows on the device.
 
     Args:
-        rows: [n] int64, their numbers in the file.
-        columns: 'images' and targets, of these rows or, if `whole`, of the whole file.
+        rows: [n] int64, row numbers in the file.
+        columns: 'images' and targets, of these rows or, with `has_all_rows`, of the file.
     """
 
-    def __init__(self, rows: Tensor, columns: dict[str, Tensor], whole: bool):
-        self.rows, self.columns, self.whole = rows, columns, whole
+    def __init__(self, rows: Tensor, columns: dict[str, Tensor], has_all_rows: bool):
+        self.rows, self.columns, self.has_all_rows = rows, columns, has_all_rows
 
     def gather(self, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Row numbers and columns at the positions `chosen` [B] of the block."""
         idxs = self.rows.index_select(0, chosen)
-        where = idxs if self.whole else chosen
+        where = idxs if self.has_all_rows else chosen
         return idxs, {name: part.index_select(0, where) for name, part in self.columns.items()}
 
 
 class _Reader:
-    """The block in use, and the one that is on its way to the host's memory.
+    """Current block and the prefetched next one.
 
-    Blocks are known by the row numbers themselves, so nothing has to be kept in step.
+    Blocks are identified by their row numbers, so that no index has to be synchronised.
     """
 
     def __init__(self, store: Store, device: torch.device, threads: int):
@@ -179,30 +179,30 @@ class _Reader:
         self.coming: tuple[bytes, Future | None] = (b"", None)
 
     def block(self, rows: np.ndarray) -> _Block:
-        """The rows on the device: as they are, read ahead, or read now."""
+        """The block on the device: the current one, the prefetched one, or read now."""
         key = rows.tobytes()
         if self.current[0] != key:
-            self.current = (b"", None)  # free the old block before the new one comes
+            self.current = (b"", None)  # free the old block before allocating the new one
             self.current = (key, self._load(rows, key))
         block = self.current[1]
-        assert block is not None  # it was loaded just now, or is known by its key
+        assert block is not None  # loaded just now, or matched by its key
         return block
 
     def _load(self, rows: np.ndarray, key: bytes) -> _Block:
         numbers = torch.from_numpy(rows).to(self.device)
         if self.map is not None:
-            return _Block(numbers, self.map, whole=True)
+            return _Block(numbers, self.map, has_all_rows=True)
         expected, future = self.coming
         self.coming = (b"", None)
         host = future.result() if future and expected == key else self._read(rows)
         columns = {name: part.to(self.device, non_blocking=True) for name, part in host.items()}
-        return _Block(numbers, columns, whole=False)
+        return _Block(numbers, columns, has_all_rows=False)
 
     def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
         return self.store.read(rows, self.device.type == "cuda", self.threads)
 
     def ahead(self, rows: np.ndarray) -> None:
-        """Begin to read the block that will be wanted next, unless it is here already."""
+        """Start to prefetch the next block, unless it is already loaded."""
         key = rows.tobytes()
         if self.map is not None or key in (self.current[0], self.coming[0]):
             return

@@ -1,4 +1,4 @@
-"""From images to a data file: resizing, splitting, normalisation constants, writing."""
+"""Preparation of a data file: resizing, splits, normalisation constants, writing."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,17 +18,17 @@ from util.fetch import progress
 
 @dataclass
 class Source:
-    """Images to be prepared.
+    """Images and targets to be written to a data file.
 
     Attributes:
         count: N.
-        images: blocks [n, 3, H, W] uint8 RGB that add up to N; of samples of several pictures
+        images: blocks [n, 3, H, W] uint8 RGB, N rows in all; for samples of several pictures
             [n, F, 3, H, W].
         targets: array name in the file -> [N] int64, or as declared (`BaseDataset.declare`):
-            an array [N, ...], or blocks [n, ...] that add up to one.
-        splits: rows of each split in the order of the file; without 'valid' it is cut off the
-            end of 'train' when the file is opened.
-        fit: the leading rows from which mean and std are computed.
+            an array [N, ...] or its blocks [n, ...].
+        splits: rows per split in file order; without 'valid', it is cut off the end of
+            'train' when the file is opened.
+        fit: number of leading rows from which mean and std are computed.
         classes: names of the classes; empty when there are no labels.
     """
 
@@ -41,7 +41,7 @@ class Source:
 
 
 def _ranks(labels: np.ndarray, draw: np.random.RandomState) -> np.ndarray:
-    """[N] random position of each row among those of its class, from 0."""
+    """[N] random rank of each row within its class, from 0."""
     order = draw.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
@@ -51,10 +51,10 @@ def _ranks(labels: np.ndarray, draw: np.random.RandomState) -> np.ndarray:
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the rows in which every beginning holds all classes equally often (+-1).
+    """Row order of which every prefix has equally many rows of each class (+-1).
 
-    A class that runs out leaves its turn to the others. `RandomState` is frozen: the order is
-    the same with every version of numpy.
+    An exhausted class is skipped. `RandomState` is frozen: the order is the same with every
+    version of numpy.
     """
     draw = np.random.RandomState(seed)
     ranks = _ranks(labels, draw)
@@ -62,13 +62,13 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.lexsort((turn[labels], ranks))
 
 
-def stratified(labels: np.ndarray, sizes: dict[str, int], seed: int) -> np.ndarray:
-    """[N] row numbers, split after split, with the classes in proportion in each.
+def stratified_order(labels: np.ndarray, sizes: dict[str, int], seed: int) -> np.ndarray:
+    """[N] row numbers, split after split, each with the class proportions of the whole.
 
     Args:
-        labels: [N] int64; all alike where there are none.
-        sizes: rows of 'train', 'valid' and 'test', that add up to N.
-        seed: of the draw; the order inside a split is random, too.
+        labels: [N] int64; constant where there are none.
+        sizes: rows of 'train', 'valid' and 'test', N in all.
+        seed: of the assignment; the order within a split is random, too.
     """
     draw = np.random.RandomState(seed)
     ranks = _ranks(labels, draw)
@@ -78,7 +78,7 @@ def stratified(labels: np.ndarray, sizes: dict[str, int], seed: int) -> np.ndarr
     return np.concatenate([train, valid, test])
 
 
-def resized(images: np.ndarray, res: int) -> np.ndarray:
+def resize(images: np.ndarray, res: int) -> np.ndarray:
     """Bytes [..., C, h, w] as RGB bytes [..., 3, res, res]: bilinear, grey repeated."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).flatten(0, -4)
     if tuple(pixels.shape[2:]) != (res, res):
@@ -94,9 +94,9 @@ def fill(
 
     Args:
         file: open for writing.
-        path: its name in the end, for messages.
+        path: its final name, for messages.
         source: what to write.
-        kinds: array -> what it is; others are classes.
+        kinds: array -> its kind; other arrays are classes.
     """
     file.attrs["splits"] = json.dumps(source.splits)
     file.attrs["classes"] = json.dumps(source.classes)
@@ -140,7 +140,7 @@ def _write(
     shape: tuple[int, ...],
     dtype: str,
 ) -> None:
-    """A declared target, whole or in blocks, in the type of its kind."""
+    """Write a declared target, given as an array or as blocks, in its kind's dtype."""
     array, done = file.create_dataset(name, shape, dtype), 0
     for block in [values] if isinstance(values, np.ndarray) else values:
         if block.shape[1:] != shape[1:] or done + len(block) > len(array):
@@ -148,14 +148,14 @@ def _write(
                 f"target '{name}' comes as {list(block.shape)} behind {done} rows: expected "
                 f"{list(shape)} in all, as declared"
             )
-        array[done : done + len(block)] = _converted(name, block, np.dtype(dtype))
+        array[done : done + len(block)] = _convert(name, block, np.dtype(dtype))
         done += len(block)
     if done != len(array):
         raise UserError(f"target '{name}' has {done} rows and there are {len(array)} images")
 
 
-def _converted(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`values` in a type that holds them."""
+def _convert(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Cast `values` to `dtype`; an integer type must represent them exactly."""
     with np.errstate(invalid="ignore", over="ignore"):
         converted = values.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(converted, values):
@@ -167,6 +167,6 @@ def _converted(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def in_blocks(images: np.ndarray, convert: Callable) -> Iterator[np.ndarray]:
-    """`convert(images)` block by block, so that conversions need little memory."""
+    """Yield `convert(block)` for blocks of the images, to save memory."""
     for start in range(0, len(images), 1000):
         yield convert(images[start : start + 1000])

@@ -1,4 +1,4 @@
-"""Whether the targets in a data file are what the data set declares."""
+"""Checks of the targets in a data file against their declaration."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from torch import Tensor
 from selfstudy.types import IGNORED, Target
 from util.errors import UserError
 
-BLOCK = 1000  # rows that are looked at together
+BLOCK = 1000  # rows checked at a time
 
 
 def check(name: str, kind: Target, values: Tensor, size: tuple[int, int]) -> str:
@@ -16,15 +16,15 @@ def check(name: str, kind: Target, values: Tensor, size: tuple[int, int]) -> str
 
     Args:
         name: of the target, for messages.
-        kind: what it should be.
+        kind: its declaration.
         values: [N, ...] as stored.
         size: height and width of the images.
 
     Returns:
-        What there is, such as '[100, 5] int8, 0 to 1, mean 0.26, 3 of 500 unknown'.
+        A summary, such as '[100, 5] int8, 0 to 1, mean 0.26, 3 of 500 unknown'.
 
     Raises:
-        UserError: a value that cannot be, with its row.
+        UserError: a value is invalid; names its row.
     """
     low, high, added, known = math.inf, -math.inf, 0.0, 0
     for start in range(0, len(values), BLOCK):
@@ -43,7 +43,9 @@ def check(name: str, kind: Target, values: Tensor, size: tuple[int, int]) -> str
             added += float(there.sum())
     numbers = f"{low:g} to {high:g}, mean {added / known:.4g}" if known else "nothing known"
     form = f"{list(values.shape)} {str(values.dtype).removeprefix('torch.')}"
-    unit = values.shape[-1] if kind.kind in ("points", "boxes") else 1  # counts as one
+    unit = (
+        values.shape[-1] if kind.kind in ("points", "boxes") else 1
+    )  # a point or box counts once
     total = values.numel() // unit
     return f"{form}, {numbers}, {total - known // unit} of {total} unknown"
 
@@ -55,7 +57,7 @@ def _unknown(kind: Target, values: Tensor) -> Tensor:
 def _faults(
     kind: Target, values: Tensor, size: tuple[int, int]
 ) -> Iterator[tuple[Tensor, str]]:
-    """Where values [n, ...] cannot be, bool of n rows or [n, ...], and why not."""
+    """Yield masks of invalid values, [n] or [n, ...] bool, each with what was expected."""
     unknown = _unknown(kind, values)
     if kind.discrete:
         top = 2 if kind.kind == "labels" else kind.classes

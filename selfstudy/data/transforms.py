@@ -1,7 +1,7 @@
-"""Random transforms of images, one set of parameters an image, on whatever device they are.
+"""Random transforms of images, with parameters per image, on any device.
 
-A `Transform` keeps drawing and applying apart: `draw` makes one row of parameters an image,
-`apply` is the plain, exact change; targets `move` along with what a transform does to places.
+A `Transform` separates sampling from application: `draw` samples one row of parameters per
+image, `apply` is the deterministic transform, and `move` applies it to spatial targets.
 """
 
 # ruff: noqa: D102 - `draw` and `apply` are documented once, in `Transform`
@@ -20,7 +20,7 @@ class Transform(ABC):
     """One random change of images.
 
     Attributes:
-        geometric: pixels move, so targets that hold places have to move along.
+        geometric: whether it moves pixels, so that spatial targets have to be moved as well.
     """
 
     geometric = False
@@ -31,29 +31,29 @@ class Transform(ABC):
     ) -> Tensor:
         """Random parameters of `n` images of height x width pixels, [n, P].
 
-        `generator` must live on `device`; None is torch's own of that device.
+        `generator` must be on `device`; None is torch's default one of that device.
         """
 
     @abstractmethod
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
-        """`images` [n, C, H, W] float changed by `params` [n, P], as a new tensor.
+        """`images` [n, C, H, W] float transformed by `params` [n, P], as a new tensor.
 
-        Geometric transforms take dense targets [n, H, W] of any type as well; these never
-        mix values, and places without a source become 0 (of images too).
+        Geometric transforms also take dense targets [n, H, W] of any type, which they never
+        interpolate. Pixels from outside the image become 0.
         """
 
     def affine(self, params: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Where places go: a place p = (x, y) of the images is matrix @ p + offset afterwards.
+        """Map of coordinates: a point p = (x, y) moves to matrix @ p + offset.
 
-        Places are those of `Target`. Geometric transforms alone have such a map.
+        Coordinates are those of `Target`. Only geometric transforms have such a map.
 
         Returns:
-            Matrices [n, 2, 2], along the axes, and offsets [n, 2] in pixels.
+            Axis-aligned matrices [n, 2, 2] and offsets [n, 2] in pixels.
         """
         raise NotImplementedError
 
     def refuses(self, kind: Target) -> bool:
-        """Whether this changes what a target says in a way that nobody can work out."""
+        """Whether the transform invalidates a target of this kind irrecoverably."""
         return self.geometric and kind.kind in ("vector", "angle") and not kind.invariant
 
     def move(
@@ -61,14 +61,14 @@ class Transform(ABC):
     ) -> Tensor:
         """Apply a geometric transform to a target of the images.
 
-        Points outside afterwards are NaN. Boxes are cut to the image, and NaN when nothing is
-        left. Maps take the nearest pixel, and `Target.unknown` where there is none; their
-        vectors turn with the image, and displacements stretch, too.
+        Points that leave the image become NaN. Boxes are clipped to it, NaN if nothing is
+        left. Maps take the nearest pixel, `Target.unknown` outside; their vectors rotate with
+        the image, and displacements scale with it.
 
         Args:
-            target: [n, ...], as `kind` says. What holds no places stays.
-            params: [n, P], the images'.
-            kind: what the target is.
+            target: [n, ...], as in `kind`. Non-spatial targets are unchanged.
+            params: [n, P], those of the images.
+            kind: its declaration.
             size: height and width of the images.
         """
         if kind.kind == "map":
@@ -88,11 +88,11 @@ class Transform(ABC):
         if kind.vectors:
             matrix, _ = self.affine(params, *target.shape[-2:])
             moved = _turn(moved, matrix, kind.vectors)
-        if kind.unknown == 0:  # which `apply` puts there
+        if kind.unknown == 0:  # the fill value of `apply`
             return moved
         size = target.shape[-2:]
-        whole = torch.ones(len(target), *size, dtype=torch.uint8, device=target.device)
-        shown = self.apply(whole, params) > 0
+        inside = torch.ones(len(target), *size, dtype=torch.uint8, device=target.device)
+        shown = self.apply(inside, params) > 0
         return torch.where(shown if target.ndim == 3 else shown[:, None], moved, kind.unknown)
 
     def _move_points(
@@ -114,30 +114,30 @@ class Transform(ABC):
 
 
 def _places(points: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """(x, y) [n, K, 2] under the maps of `Transform.affine`, in their own type."""
+    """Points (x, y) [n, K, 2] mapped as by `Transform.affine`; the dtype is kept."""
     moved = (matrix[:, None] * points.float()[..., None, :]).sum(-1) + offset[:, None]
     return moved.to(points.dtype)
 
 
 def _mirrors(matrix: Tensor) -> Tensor:
-    """[n] bool: the map exchanges left and right handed."""
+    """[n] bool: the map is a reflection."""
     return matrix[:, 0, 0] * matrix[:, 1, 1] < matrix[:, 0, 1] * matrix[:, 1, 0]
 
 
 def _move_boxes(boxes: Tensor, matrix: Tensor, offset: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes [n, M, 5] under axis-aligned maps, cut to the image; NaN where nothing is left."""
-    one, other = (_places(boxes[..., at : at + 2], matrix, offset) for at in (0, 2))
-    limits = one.new_tensor(size[::-1])
-    low = torch.minimum(one, other).clamp_min(0)
-    high = torch.minimum(torch.maximum(one, other), limits)
+    """Boxes [n, M, 5] under axis-aligned maps, clipped to the image; NaN if nothing is left."""
+    corner, opposite = (_places(boxes[..., at : at + 2], matrix, offset) for at in (0, 2))
+    limits = corner.new_tensor(size[::-1])
+    low = torch.minimum(corner, opposite).clamp_min(0)
+    high = torch.minimum(torch.maximum(corner, opposite), limits)
     moved = torch.cat([low, high, boxes[..., 4:]], -1)
     return torch.where((low < high).all(-1, keepdim=True), moved, math.nan)
 
 
 def _turn(vectors: Tensor, matrix: Tensor, use: str) -> Tensor:
-    """Vectors [n, C, H, W] of moved pixels, turned as the images were.
+    """Vector maps [n, C, H, W], already moved, with each vector rotated like its image.
 
-    Flow (right, down) stretches as they did; normals (right, up, towards the camera) do not.
+    Flow (right, down) also scales with the image; normals (right, up, towards the camera) not.
     """
     if use == "normals":
         matrix = matrix.sign() * matrix.new_tensor([[1, -1], [-1, 1]])
@@ -149,7 +149,7 @@ def _turn(vectors: Tensor, matrix: Tensor, use: str) -> Tensor:
 
 
 def _diagonal(x: Tensor, y: Tensor) -> Tensor:
-    """Matrices [n, 2, 2] with these on the diagonal, each [n]."""
+    """Matrices [n, 2, 2] with diagonal (x, y), each [n]."""
     return torch.diag_embed(torch.stack([x, y], -1).float())
 
 
@@ -165,7 +165,7 @@ def _happens(n: int, probability: float, generator: Generator | None, device) ->
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    """`values` [n] in a shape that broadcasts against `like` [n, ...]."""
+    """`values` [n] reshaped to broadcast against `like` [n, ...]."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -216,7 +216,7 @@ class Grayscale(Transform):
 
 
 class Flip(Transform):
-    """Mirror left and right, for half of the images. Parameters [n, 1] bool."""
+    """Flip horizontally, for half of the images. Parameters [n, 1] bool."""
 
     geometric = True
 
@@ -234,11 +234,11 @@ class Flip(Transform):
 
 
 class PadCrop(Transform):
-    """Pad with zeros by an eighth of the size and cut a window of the old size.
+    """Pad with zeros by an eighth of the size, then crop to the original size.
 
-    With padding p each of the (2p+1)^2 positions is equally likely, and there are a quarter
-    as many extra options of the centre, which change nothing. Parameters [n, 2] int64: the
-    window's top and left in the padded image, 0..2p; p, p changes nothing.
+    With padding p each of the (2p+1)^2 positions is equally likely, plus a quarter as many
+    extra draws of the centre, the identity. Parameters [n, 2] int64: the window's top and
+    left in the padded image, 0..2p; (p, p) is the identity.
     """
 
     geometric = True
@@ -263,7 +263,7 @@ class PadCrop(Transform):
         return _pick(images, rows, columns)
 
     def refuses(self, kind):
-        return super().refuses(kind) and kind.kind != "angle"  # nothing turns
+        return super().refuses(kind) and kind.kind != "angle"  # no rotation
 
     def affine(self, params, height, width):
         offset = (self.pad(height) - params.flip(-1)).float()
@@ -274,9 +274,9 @@ class PadCrop(Transform):
 class Cutout(Transform):
     """Set a square of a quarter of the size to 0, the mean of normalised images.
 
-    The square lies inside, each position equally likely (DeVries & Taylor 2017 let it stick
-    out; selfstudy does not). Parameters [n, 2] int64: top and left. Targets keep their holes
-    filled, as published, so it is not geometric.
+    The square lies inside the image, each position equally likely (in DeVries & Taylor 2017
+    it may exceed the border; not in selfstudy). Parameters [n, 2] int64: top and left. Targets
+    are not cut, as published, so it is not geometric.
     """
 
     @staticmethod
@@ -298,7 +298,7 @@ class Cutout(Transform):
 
 
 class Rotate90(Transform):
-    """Turn square images by 0, 90, 180 or 270 degrees, all equally likely.
+    """Rotate square images by 0, 90, 180 or 270 degrees, all equally likely.
 
     Parameters [n, 1] int64: quarter turns counter-clockwise, like `torch.rot90`.
     """
@@ -323,11 +323,11 @@ class Rotate90(Transform):
 
 
 class ResizedCrop(Transform):
-    """Enlarge a random box to the full size, bilinearly; dense targets take the nearest.
+    """Resize a random box to the full size, bilinearly; dense targets by nearest neighbour.
 
     The box has 20 to 100 % of the area (`scale`) and an aspect ratio of 3/4 to 4/3, uniform in
     area, in the logarithm of the ratio and in position (Szegedy et al. 2015), with
-    torchvision's rounding to whole pixels; when ten draws do not fit it is the whole image.
+    torchvision's rounding to whole pixels; if ten draws do not fit, it is the whole image.
     Parameters [n, 4] int64: top, left, height, width.
     """
 
@@ -345,19 +345,19 @@ class ResizedCrop(Transform):
         limit = math.log(self.ratio)
         ratio = _uniform((n, 10), -limit, limit, generator, device).exp()
         sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], -1).round().long()
-        whole = color.constant((height, width), device)
-        fits = ((sizes > 0) & (sizes <= whole)).all(-1)
+        full = color.constant((height, width), device)
+        fits = ((sizes > 0) & (sizes <= full)).all(-1)
         first = fits.int().argmax(1)[:, None, None].expand(-1, 1, 2)  # 0 when none fits
-        sizes = torch.where(fits.any(1)[:, None], sizes.gather(1, first)[:, 0], whole)
-        room = whole - sizes
+        sizes = torch.where(fits.any(1)[:, None], sizes.gather(1, first)[:, 0], full)
+        room = full - sizes
         corner = (_uniform((n, 2), 0, 1, generator, device) * (room + 1)).long()
         return torch.cat([torch.minimum(corner, room), sizes], 1)
 
     @staticmethod
     def sources(start: Tensor, length: Tensor, size: int) -> Tensor:
-        """Where each of `size` new pixels looks in the old ones, float [n, size].
+        """Source coordinate of each of `size` output pixels, float [n, size].
 
-        The same as `F.interpolate(crop, size, align_corners=False)` does in one direction.
+        As `F.interpolate(crop, size, align_corners=False)` in one direction.
         """
         steps = torch.arange(size, device=start.device) + 0.5
         inner = steps * (length[:, None] / size) - 0.5
@@ -365,7 +365,7 @@ class ResizedCrop(Transform):
 
     @staticmethod
     def nearest(start: Tensor, length: Tensor, size: int) -> Tensor:
-        """The old pixel at the centre of each of `size` new ones, int64 [n, size]."""
+        """Nearest source pixel of each of `size` output pixels, int64 [n, size]."""
         twice = 2 * torch.arange(size, device=start.device) + 1
         return start[:, None] + twice * length[:, None] // (2 * size)
 
@@ -393,7 +393,7 @@ def weights(sources: Tensor, size: int) -> Tensor:
 
 
 def mix(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Each channel as rows @ channel @ columns^T; rows [n, H', H], columns [n, W', W]."""
+    """Resample each channel: rows [n, H', H] @ channel @ columns^T, columns [n, W', W]."""
     n, channels, height, width = images.shape
     wide = images.reshape(n, channels * height, width) @ columns.mT
     return rows[:, None] @ wide.view(n, channels, height, -1)
@@ -402,8 +402,8 @@ def mix(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 class Blur(Transform):
     """Gaussian blur of half of the images, sigma uniform in 0.1 to 2 pixels.
 
-    The kernel spans a tenth of the size (3 taps at least, odd) and borders are mirrored, as
-    in SimCLR (Chen et al. 2020). Parameters [n, 1]: sigma in pixels, 0 where nothing happens.
+    The kernel spans a tenth of the size (odd, at least 3 taps) with reflection padding, as in
+    SimCLR (Chen et al. 2020). Parameters [n, 1]: sigma in pixels, 0 for no blur.
     """
 
     def __init__(self, probability: float = 0.5, sigmas: tuple[float, float] = (0.1, 2.0)):
@@ -414,12 +414,12 @@ class Blur(Transform):
         return sigma * _happens(n, self.probability, generator, device)
 
     def along(self, values: Tensor, params: Tensor, dim: int) -> Tensor:
-        """`values` [n, ...] blurred in one direction, `dim`, which is H or W long."""
+        """`values` [n, ...] blurred along one spatial dimension, `dim`."""
         size = values.shape[dim]
         reach = min(max(1, size // 20), size - 1)
         offsets = range(-reach, reach + 1)
         distances = torch.arange(-reach, reach + 1, device=values.device)
-        # The least sigma keeps "no blur" free of 0 / 0; its neighbours weigh exactly 0.
+        # The minimum sigma avoids 0 / 0 for "no blur": neighbours then get weight 0.
         taps = torch.exp(-((distances / params.clamp_min(1e-3)) ** 2) / 2)
         taps = taps / taps.sum(1, keepdim=True)
         total = torch.zeros_like(values)
@@ -436,13 +436,13 @@ class Blur(Transform):
 class PhotoJitter(Transform):
     """Brightness, contrast, saturation and hue of RGB images 0..1, for 80 % of the images.
 
-    Each step is torchvision's `adjust_*`, always in this order. Parameters [n, 4]: three
-    factors, uniform in 1 -+ strength (1: no change), and the hue's shift in full circles.
+    Each step is torchvision's `adjust_*`, in this fixed order. Parameters [n, 4]: three
+    factors, uniform in 1 -+ strength (1: no change), and the hue shift in full circles.
 
     Args:
         strengths: of brightness, contrast, saturation (>= 0) and hue (0 to 0.5).
-        probability: share of the images that change.
-        exact: `Augmentation` uses `apply` and not `fast`.
+        probability: of a change, per image.
+        exact: `Augmentation` uses `apply` instead of `fast`.
     """
 
     def __init__(
@@ -476,17 +476,17 @@ class PhotoJitter(Transform):
         return color.shift_hue(images.clamp(0, 1), params[:, 3, None, None])
 
     def fast(self, images: Tensor, params: Tensor, white: float) -> Tensor:
-        """Nearly `apply`, as one matrix and one constant an image.
+        """Approximation of `apply` by one affine colour transform per image.
 
-        Clamps once at the end instead of after each step, and turns the hue by
-        `color.hue_rotation`. RGB 0..`white`, so that bytes need no scaling.
+        Clamps once at the end instead of after each step, and rotates the hue by
+        `color.hue_rotation`. RGB is 0..`white`, so that bytes need no scaling.
         """
         bright, contrast, saturation, hue = params.unbind(1)
         luma = color.constant(color.LUMA, images.device)
         gain, saturation = (bright * contrast)[:, None, None], saturation[:, None, None]
         eye = torch.eye(3, device=images.device)
         matrix = gain * (saturation * eye + (1 - saturation) * luma)
-        # The contrast's constant is grey, which saturation and hue leave as it is.
+        # The contrast's constant is grey, which saturation and hue do not change.
         grey = (images.mean((-2, -1)) @ luma) * bright * (1 - contrast)
         mixed = torch.baddbmm(
             grey[:, None, None], color.hue_rotation(hue) @ matrix, images.flatten(2)
@@ -495,6 +495,6 @@ class PhotoJitter(Transform):
 
 
 def span(start: Tensor, length: int | Tensor, size: int) -> Tensor:
-    """Mask [n, size] bool, true at the `length` places from `start` [n] on."""
+    """Mask [n, size] bool, true at the `length` positions from `start` [n]."""
     places = torch.arange(size, device=start.device) - start[:, None]
     return (places >= 0) & (places < length)

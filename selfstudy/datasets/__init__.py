@@ -1,1 +1,1 @@
-"""HDF5 rows of a split as host tensors, one file a data set."""
+"""The data sets, one file each: how to obtain their images, labels and splits."""

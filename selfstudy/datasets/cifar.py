@@ -9,14 +9,15 @@ import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
-from selfstudy.data.prepare import Source, in_blocks, resized
+from selfstudy.data.prepare import Source, in_blocks, resize
 from selfstudy.registry import configurable, register
 from util.errors import UserError
 from util.fetch import fetch
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 TRAIN_10 = [f"data_batch_{number}" for number in range(1, 6)]
-# Classes -> folder, archive, its published MD5, training files, test file, names, label key.
+# Number of classes -> folder, archive, its MD5, training files, test file, class names, label
+# key, as published.
 LAYOUT = {
     10: (
         "cifar-10-batches-py",
@@ -37,7 +38,7 @@ LAYOUT = {
         "fine_label",
     ),
 }
-# What a pickled numpy array of bytes consists of, in old and new numpy.
+# The globals in a pickled numpy array, for old and new numpy.
 ADMITTED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -52,11 +53,13 @@ ADMITTED = {
 @register("dataset")
 @configurable(denylist=["split"])
 class CIFARDataset(BaseDataset):
-    """First 45,000 train, next 5,000 valid, 10,000 test; nine tenths of a smaller folder.
+    """45,000 training, 5,000 validation and 10,000 test images, in published order.
+
+    Of a smaller folder nine tenths train.
 
     Args:
         split: 'train', 'valid' or 'test'.
-        to_lab: models see LAB (converted on the device); otherwise RGB.
+        to_lab: models get LAB images (converted on the device); otherwise RGB.
         use_100: CIFAR-100 instead of CIFAR-10.
     """
 
@@ -76,7 +79,7 @@ class CIFARDataset(BaseDataset):
         return f"cifar/data_{self.input_res}_{self.labels}"
 
     def source(self) -> Source:
-        """The pickled batches, as bytes."""
+        """Images and labels of the published batches."""
         folder, archive, md5, train, test, meta, key = LAYOUT[self.labels]
         files = _folder(folder) or _archive(folder, archive, md5, self.labels)
         batches = [_batch(files, name, f"{key}s") for name in (*train, test)]
@@ -84,7 +87,7 @@ class CIFARDataset(BaseDataset):
         held = len(batches[-1][0])
         return Source(
             count=len(images),
-            images=in_blocks(images, lambda block: resized(block, self.input_res)),
+            images=in_blocks(images, lambda block: resize(block, self.input_res)),
             targets={"targets": np.concatenate([labels for _, labels in batches])},
             splits={"train": len(images) - held, "test": held},
             fit=len(images) - held,
@@ -96,7 +99,7 @@ class CIFARDataset(BaseDataset):
 
 
 def _folder(name: str) -> dict[str, bytes] | None:
-    """File name -> bytes of a folder in torchvision's layout, if it is there."""
+    """File name -> content of a folder in torchvision's layout, None if it is missing."""
     folder = paths.DATA_DIR / name
     if not folder.is_dir():
         return None
@@ -104,7 +107,7 @@ def _folder(name: str) -> dict[str, bytes] | None:
 
 
 def _archive(folder: str, name: str, md5: str, labels: int) -> dict[str, bytes]:
-    """The same from the published archive in DATA_DIR, which is downloaded if need be."""
+    """File name -> content of the published archive in DATA_DIR, downloaded if missing."""
     path = paths.DATA_DIR / name
     if not path.exists():
         advice = (
@@ -121,7 +124,7 @@ def _archive(folder: str, name: str, md5: str, labels: int) -> dict[str, bytes]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits lists, dictionaries, texts and arrays, and nothing that could run."""
+    """Unpickler restricted to plain containers, strings and arrays: no code execution."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in ADMITTED:
@@ -134,7 +137,7 @@ def _load(files: dict[str, bytes], name: str) -> dict:
         raise UserError(f"CIFAR in {paths.DATA_DIR} lacks the file {name}: download it again")
     try:
         return _Unpickler(io.BytesIO(files[name]), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle may raise anything
+    except Exception as error:  # a damaged pickle may raise any exception
         raise UserError(f"CIFAR's file {name} is damaged or unsafe: {error}") from None
 
 

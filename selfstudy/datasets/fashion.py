@@ -7,14 +7,14 @@ import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
-from selfstudy.data.prepare import Source, in_blocks, resized
+from selfstudy.data.prepare import Source, in_blocks, resize
 from selfstudy.registry import configurable, register
 from util.errors import UserError
 from util.fetch import fetch
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-# Published MD5 sums; the order is that in the data file.
+# Published MD5 sums; the data file has the same order.
 FILES = {
     "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
     "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
@@ -44,22 +44,22 @@ class FashionMNISTDataset(BaseDataset):
         return f"fashion/data_{self.input_res}"
 
     def source(self) -> Source:
-        """The four files of the original, 28 pixels padded to 32 or scaled otherwise."""
+        """The four published files; 28 pixels are padded to 32, or resized to other sizes."""
         images, labels, test_images, test_labels = (_read(name) for name in FILES)
         every = np.concatenate([images, test_images])[:, None]
         return Source(
             count=len(every),
-            images=in_blocks(every, self._shaped),
+            images=in_blocks(every, self._resize),
             targets={"targets": np.concatenate([labels, test_labels])},
             splits={"train": len(images), "test": len(test_images)},
-            fit=len(images) - len(images) // 12,  # without the 5,000 of validation
+            fit=len(images) - len(images) // 12,  # without the 5,000 validation images
             classes=[name.replace("_", " ") for name in CLASSES.split()],
         )
 
-    def _shaped(self, images: np.ndarray) -> np.ndarray:
+    def _resize(self, images: np.ndarray) -> np.ndarray:
         if self.input_res == 32:
             images = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
-        return resized(images, self.input_res)
+        return resize(images, self.input_res)
 
 
 def _read(name: str) -> np.ndarray:
@@ -75,7 +75,7 @@ def _read(name: str) -> np.ndarray:
 
 
 def _find(name: str) -> Path:
-    """Where the file is; downloaded if it is nowhere."""
+    """Path of the file, which is downloaded if missing."""
     raw = paths.DATA_DIR / "FashionMNIST" / "raw"
     places = [raw / name, raw / f"{name}.gz", DEBIAN / f"{name}.gz"]
     for path in places:

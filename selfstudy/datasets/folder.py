@@ -1,4 +1,4 @@
-"""Anyone's own images: a folder per class, or one flat folder without labels."""
+"""User images: a folder per class, or one flat folder without labels."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 import paths
 from selfstudy.data.dataset import SPLITS, BaseDataset
-from selfstudy.data.prepare import Source, stratified
+from selfstudy.data.prepare import Source, stratified_order
 from selfstudy.registry import REQUIRED, configurable, register
 from util.errors import UserError
 from util.files import PICTURES, given_folder
@@ -22,12 +22,12 @@ BLOCK = 512  # images decoded before they are written
 @register("dataset")
 @configurable(denylist=["split"])
 class FolderDataset(BaseDataset):
-    """Pictures below a folder, prepared once and anew when the folder's content changes.
+    """Pictures below a folder; prepared again when the folder's content changes.
 
     Args:
         split: 'train', 'valid' or 'test'.
-        folder: absolute, from the home folder (~), or inside DATA_DIR; the names of its
-            subfolders are the classes, and a folder that only holds pictures has no labels.
+        folder: absolute, relative to the home folder (~), or inside DATA_DIR; its subfolders
+            are the classes, and a folder of pictures only has no labels.
         valid: fraction of the pictures to hold out for validation, or a folder of its own.
         test: the same for testing.
     """
@@ -40,7 +40,7 @@ class FolderDataset(BaseDataset):
         test: float | str = 0.1,
     ):
         self.places = {"train": folder, "valid": valid, "test": test}
-        self.found = {
+        self.pictures = {
             name: pictures(given_folder(_argument(name), place, paths.DATA_DIR))
             for name, place in self.places.items()
             if isinstance(place, str)
@@ -49,41 +49,41 @@ class FolderDataset(BaseDataset):
 
     @property
     def stem(self) -> str:
-        """`folder/<its name>_<hash of names, sizes, times and splits>/data_<res>`."""
-        text = repr((sorted(self.places.items()), sorted(self.found.items())))
+        """`folder/<name>_<hash of file names, sizes, times and the splits>/data_<res>`."""
+        text = repr((sorted(self.places.items()), sorted(self.pictures.items())))
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         name = Path(self.places["train"]).name
         plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:40]
         return f"folder/{plain}_{key}/data_{self.input_res}"
 
     def source(self) -> Source:
-        """All pictures, decoded by several threads, the splits in random order."""
-        files, sizes = self._divided()
+        """All pictures, decoded by several threads; each split in random order."""
+        files, sizes = self._divide()
         classes = sorted({label for _, label in files} - {""})
         number = {name: index for index, name in enumerate(classes)}
         labels = np.array([number.get(label, 0) for _, label in files], np.int64)
         return Source(
             count=len(files),
-            images=decoded([path for path, _ in files], self.input_res),
+            images=decode([path for path, _ in files], self.input_res),
             targets={"targets": labels} if classes else {},
             splits=sizes,
             fit=sizes["train"],
             classes=classes,
         )
 
-    def _divided(self) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    def _divide(self) -> tuple[list[tuple[str, str]], dict[str, int]]:
         """(path, class) of all pictures, split after split, and the size of each split."""
-        pool = self.found["train"]
+        pool = self.pictures["train"]
         sizes = {name: self._held_out(name, len(pool)) for name in ("valid", "test")}
         sizes["train"] = len(pool) - sum(sizes.values())
         if sizes["train"] < 1:
             raise UserError(f"FolderDataset: {len(pool)} pictures leave none for training")
-        order = stratified(class_numbers(pool), sizes, seed=0)
+        order = stratified_order(class_numbers(pool), sizes, seed=0)
         ends = np.cumsum([sizes[name] for name in SPLITS])[:-1]
         rows = dict(zip(SPLITS, np.split(order, ends), strict=True))
         parts = {name: [pool[row] for row in rows[name]] for name in SPLITS}
-        for name in sorted(self.found.keys() - {"train"}):
-            parts[name] = shuffled(self.found[name])
+        for name in sorted(self.pictures.keys() - {"train"}):
+            parts[name] = shuffle(self.pictures[name])
             _check_classes(name, parts[name], pool)
         files = [entry[:2] for name in SPLITS for entry in parts[name]]
         return files, {name: len(parts[name]) for name in SPLITS}
@@ -91,7 +91,7 @@ class FolderDataset(BaseDataset):
     def _held_out(self, name: str, total: int) -> int:
         """Pictures of the training folder that go to split `name`."""
         share = self.places[name]
-        if name in self.found:
+        if name in self.pictures:
             return 0
         if not 0 <= share < 1:
             raise UserError(f"FolderDataset.{name} is {share}, expected a fraction below 1")
@@ -106,7 +106,7 @@ Picture = tuple[str, str, int, int]  # path, class ('' without), bytes, time of 
 
 
 def pictures(folder: Path) -> list[Picture]:
-    """All pictures below `folder`, in the order of their names."""
+    """All pictures below `folder`, sorted by name."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     flat = [_picture(entry.path, "") for entry in entries if _is_picture(entry.name)]
     classed = [
@@ -147,8 +147,8 @@ def class_numbers(pictures: list[Picture]) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def shuffled(pictures: list[Picture]) -> list[Picture]:
-    """The same pictures in an order that is random and always the same."""
+def shuffle(pictures: list[Picture]) -> list[Picture]:
+    """The pictures in a random order, with a fixed seed."""
     order = np.random.RandomState(0).permutation(len(pictures))
     return [pictures[index] for index in order]
 
@@ -160,7 +160,7 @@ def _check_classes(name: str, pictures: list[Picture], pool: list[Picture]) -> N
         raise UserError(f"FolderDataset.{name} has classes that training lacks: {listed}")
 
 
-def decoded(files: list[str], res: int) -> Iterator[np.ndarray]:
+def decode(files: list[str], res: int) -> Iterator[np.ndarray]:
     """Blocks [n, 3, res, res] uint8, in order; PIL decodes outside Python's lock."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(files), BLOCK):
@@ -169,7 +169,7 @@ def decoded(files: list[str], res: int) -> Iterator[np.ndarray]:
 
 
 def _decode(path: str, res: int) -> np.ndarray:
-    """One picture [3, res, res]: its short side scaled to `res`, then the centre cut out."""
+    """One picture [3, res, res]: short side resized to `res`, then centre crop."""
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * res, 2 * res))

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC-2012; Russakovsky et al., arXiv 1409.0575), from its folders."""
+"""ImageNet (ILSVRC-2012; Russakovsky et al., arXiv 1409.0575), from its image folders."""
 
 import hashlib
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
-from selfstudy.data.prepare import Source, stratified
-from selfstudy.datasets.folder import class_numbers, decoded, pictures, shuffled
+from selfstudy.data.prepare import Source, stratified_order
+from selfstudy.datasets.folder import class_numbers, decode, pictures, shuffle
 from selfstudy.registry import configurable, register
 from util.errors import UserError
 
@@ -18,14 +18,14 @@ from util.errors import UserError
 class ImageNetDataset(BaseDataset):
     """`train/<wnid>/*.JPEG` trains and, with its last `num_valid`, validates; `val/` tests.
 
-    Each picture's short side is scaled to `BaseDataset.input_res` and the centre is cut out,
-    once, into a file beside the two folders: 16 GB at 64 pixels, 193 GB at 224. Subsets, such
-    as of 100 classes, are folders of the same form. Since listing a million pictures takes
-    long, the file is not compared with the folders later: delete it to prepare it anew.
+    Pictures are prepared once (short side resized to `BaseDataset.input_res`, centre crop) into
+    a file beside the two folders: 16 GB at 64 pixels, 193 GB at 224. Subsets, such as 100
+    classes, are folders of the same layout. Listing a million pictures takes long, so the file
+    is not compared with the folders later: delete it to prepare it again.
 
     Args:
         split: 'train', 'valid' or 'test'.
-        folder: holds `train` and `val`; absolute, from the home folder (~), or inside
+        folder: contains `train` and `val`; absolute, relative to the home folder (~), or in
             DATA_DIR. Classes are numbered in the order of their names (wnid).
     """
 
@@ -40,16 +40,16 @@ class ImageNetDataset(BaseDataset):
 
     @property
     def stem(self) -> str:
-        """`<folder>/data_<res>`; of a folder elsewhere `imagenet/<its hash>/data_<res>`."""
+        """`<folder>/data_<res>`; for a folder outside DATA_DIR `imagenet/<hash>/data_<res>`."""
         if not self.place.is_absolute():
             return f"{self.folder}/data_{self.input_res}"
         key = hashlib.sha256(str(self.place).encode()).hexdigest()[:12]
         return f"imagenet/{key}/data_{self.input_res}"
 
     def source(self) -> Source:
-        """All pictures, decoded by several threads; those of training in random order."""
-        train, test = pictures(self._part("train")), shuffled(pictures(self._part("val")))
-        order = stratified(
+        """All pictures, decoded by several threads; training ones in random order."""
+        train, test = pictures(self._part("train")), shuffle(pictures(self._part("val")))
+        order = stratified_order(
             class_numbers(train), {"train": len(train), "valid": 0, "test": 0}, 0
         )
         files = [train[row] for row in order] + test
@@ -61,7 +61,7 @@ class ImageNetDataset(BaseDataset):
         splits = {"train": len(train), "test": len(test)}
         return Source(
             count=len(files),
-            images=decoded([picture[0] for picture in files], self.input_res),
+            images=decode([picture[0] for picture in files], self.input_res),
             targets={"targets": np.array([number[picture[1]] for picture in files], np.int64)},
             splits=splits,
             fit=self.spans(len(files), splits)["train"][1],
@@ -69,7 +69,7 @@ class ImageNetDataset(BaseDataset):
         )
 
     def _part(self, name: str) -> Path:
-        """`train` or `val`, which must hold a folder of pictures for each class."""
+        """Path of `train` or `val`, which must contain a folder of pictures per class."""
         place = paths.DATA_DIR / self.place / name
         if not place.is_dir():
             raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 
 import paths
 from selfstudy.data.dataset import BaseDataset
-from selfstudy.data.prepare import Source, resized
+from selfstudy.data.prepare import Source, resize
 from selfstudy.registry import configurable, register
 from selfstudy.types import IGNORED
 from util import hdf5
@@ -33,10 +33,10 @@ BLOCK = 500  # pictures read together
 class STL10Dataset(BaseDataset):
     """4,500 train, 500 valid (the last labelled ones) and 8,000 test images, 96 pixels wide.
 
-    One file holds the unlabelled, the training and the test pictures, in this order. Pictures
-    without a label have the class -100, which no loss or accuracy counts, and a label cut
+    One file contains the unlabelled, the training and the test pictures, in this order.
+    Unlabelled pictures have the class -100, ignored by losses and accuracies, and a label cut
     (`BaseDataset.semisupervised`) never keeps them. Read from DATA_DIR/stl10_binary, or from
-    the published archive there, which is downloaded if need be (2.6 GB).
+    the published archive there, which is downloaded if missing (2.6 GB).
 
     Args:
         split: 'train', 'valid' or 'test'.
@@ -65,22 +65,22 @@ class STL10Dataset(BaseDataset):
     # ---- rows ------------------------------------------------------------------------------
 
     def spans(self, total: int, splits: dict | None) -> dict[str, tuple[int, int]]:
-        """The published split, without or with the unlabelled rows that come first."""
+        """The published split, without or with the unlabelled rows at the start."""
         sizes = dict(splits or {})
         first = sizes.pop("unlabelled", 0)
         labelled = super().spans(total - first, sizes)
-        found = {name: (start + first, end + first) for name, (start, end) in labelled.items()}
+        spans = {name: (start + first, end + first) for name, (start, end) in labelled.items()}
         if self.part == "all":
             if not first:
                 raise UserError(
                     f"STL10Dataset.part = 'all': {self.path} has no unlabelled pictures; put "
                     f"{PICTURES['unlabelled']} into {paths.DATA_DIR / FOLDER} and delete it"
                 )
-            found["train"] = (0, found["train"][1])
-        return found
+            spans["train"] = (0, spans["train"][1])
+        return spans
 
     def _split_rows(self, spans: dict) -> dict[str, np.ndarray]:
-        """The same, and those of a fold when one trains."""
+        """Rows per split; with `fold`, training and validation rows of that fold."""
         if self.fold is None:
             return super()._split_rows(spans)
         rows = np.arange(spans["train"][0], spans["valid"][1])
@@ -108,16 +108,16 @@ class STL10Dataset(BaseDataset):
         folds[first : first + counts["train"]] = _folds(files, counts["train"])
         return Source(
             count=sum(counts.values()),
-            images=(resized(block, self.input_res) for block in _pictures(files)),
+            images=(resize(block, self.input_res) for block in _pictures(files)),
             targets={"targets": np.concatenate(labels), "folds": folds},
             splits=counts,
-            fit=first + counts["train"] - counts["train"] // 10,  # without the validation
+            fit=first + counts["train"] - counts["train"] // 10,  # without validation rows
             classes=files.text(NAMES).split() or CLASSES,
         )
 
 
 class _Files:
-    """The published files by name, in the folder or straight from the archive."""
+    """The published files by name, from the folder or directly from the archive."""
 
     def __init__(self):
         self.folder, self.place = paths.DATA_DIR / FOLDER, paths.DATA_DIR / FOLDER
@@ -139,7 +139,7 @@ class _Files:
             raise self.damage(error) from None
 
     def damage(self, error: object) -> UserError:
-        """What to say when the bytes are not as published."""
+        """The error for a file that differs from the published one."""
         return UserError(f"{self.place} is damaged ({error}): delete it")
 
     def has(self, name: str) -> bool:
@@ -147,7 +147,7 @@ class _Files:
         return name in self.members or (self.folder / name).is_file()
 
     def count(self, name: str, size: int) -> int:
-        """How many items of `size` bytes a file holds; only unlabelled ones may be absent."""
+        """Items of `size` bytes in a file; only the file of unlabelled ones may be missing."""
         if not self.has(name):
             if name == PICTURES["unlabelled"]:
                 return 0
@@ -159,7 +159,7 @@ class _Files:
         return total // size
 
     def open(self, name: str) -> IO[bytes]:
-        """The file, for reading; of an archive nothing is written to the disk."""
+        """Open the file for reading; an archive is not unpacked to disk."""
         member = self.members.get(name)
         if member is None:
             return (self.folder / name).open("rb")
@@ -168,7 +168,7 @@ class _Files:
         return file
 
     def text(self, name: str) -> str:
-        """The whole of a small file, empty when there is none."""
+        """Content of a small file, '' if it is missing."""
         if not self.has(name):
             return ""
         with self.open(name) as file:
@@ -178,7 +178,7 @@ class _Files:
 def _pictures(files: _Files) -> Iterator[np.ndarray]:
     """Blocks [n, 3, 96, 96] uint8, in the order of the data file.
 
-    Published column after column, so that height and width change places.
+    Published column by column, so height and width are transposed.
     """
     for name in filter(files.has, PICTURES.values()):
         try:
@@ -203,7 +203,7 @@ def _labels(files: _Files, part: str, count: int) -> np.ndarray:
 
 
 def _folds(files: _Files, count: int) -> np.ndarray:
-    """[count] int64: bit k is set for the pictures of fold k; pictures may be in several."""
+    """[count] int64: bit k is set for pictures of fold k; a picture may be in several folds."""
     folds = np.zeros(count, np.int64)
     for number, line in enumerate(files.text(FOLDS).splitlines()):
         try:

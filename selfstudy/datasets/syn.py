@@ -18,18 +18,18 @@ from util.environment import cpus
 from util.errors import UserError, nearest
 from util.text import clock
 
-CLASSES = 10  # of the published sets
+CLASSES = 10  # of the published data sets
 NOTHING = 99  # class of the background in files of the original layout
 
 
 @register("dataset")
 @configurable(denylist=["split"])
 class SynDataset(BaseDataset):
-    """Rendered pictures, as misc/render.py or the original system has written them.
+    """Rendered pictures, written by misc/render.py or the original system.
 
-    A variant is four bits (texture, colour, viewpoint, lighting) or 'TCVL-multi'. One that is
-    not there is rendered at first use, from the defaults of `render` whatever is bound to them:
-    the same name must always mean the same pictures.
+    A variant is four bits (texture, colour, viewpoint, lighting) or 'TCVL-multi'. A missing one
+    is rendered at first use with the defaults of `render`, regardless of bindings, so that a
+    name always means the same pictures.
 
     Rendered files have splits of disjoint shapes and textures, of which `num_valid` images at
     most validate and test. In files of the original layout (`data_<res>[_lab].h5`, normalised)
@@ -39,11 +39,10 @@ class SynDataset(BaseDataset):
         split: 'train', 'valid' or 'test'.
         dataset_choice: folder under DATA_DIR/syn, or a variant: '0010' (also 'xlg0010' and
             'lg0010'), 'TCVL', 'TCVL-multi'.
-        use_lab: models see LAB; otherwise RGB.
+        use_lab: models get LAB images; otherwise RGB.
         dense: targets for every pixel, of 'segment' (class + 1, 0 is background), 'depth'
-            (metres, 0 is none) and 'normals' (127 times the unit normal to the right, up and
-            towards the camera); None is segment and depth where there are several objects,
-            else none.
+            (metres, 0 is no surface) and 'normals' (127 times the unit normal: right, up,
+            towards the camera); None is segment and depth with several objects, else none.
         render_images: pictures of a variant that is rendered at first use.
     """
 
@@ -80,7 +79,7 @@ class SynDataset(BaseDataset):
     # ---- the file --------------------------------------------------------------------------
 
     def find(self) -> Path:
-        """The data file in the folder as typed, or else that of the variant of this name."""
+        """Path of the data file in the folder of this name, else in that of its variant."""
         path, folder = super().find(), paths.DATA_DIR / "syn"
         if path.exists():
             return path
@@ -97,7 +96,7 @@ class SynDataset(BaseDataset):
         )
 
     def prepare(self) -> None:
-        """Render a variant that is missing; a file of another name was found to be there."""
+        """Render a missing variant; other data files must exist already."""
         if self.path.exists():
             return
         images, res, processes = self.render_images, self.input_res, cpus()
@@ -111,7 +110,7 @@ class SynDataset(BaseDataset):
         produce.produce(self.path, scenes, images, res, processes)
 
     def spans(self, total: int, splits: dict | None) -> dict[str, tuple[int, int]]:
-        """The file's splits or the published ones, valid and test cut to `num_valid`."""
+        """The file's splits or the published ones; valid and test have at most `num_valid`."""
         if splits:
             train, later = splits["train"], splits["train"] + splits["valid"]
         else:
@@ -125,24 +124,26 @@ class SynDataset(BaseDataset):
     # ---- targets ---------------------------------------------------------------------------
 
     def fields(self) -> dict[str, str]:
-        """Target -> array: the class of the only object, and what `dense` asks for."""
-        found = {}
-        packed = self._packed()
+        """Target -> array: the class of a single object, and those of `dense`."""
+        arrays = {}
+        packed = self._is_packed()
         if hdf5.has(self.path, "targets") and not packed:
-            found["class"] = "targets"
+            arrays["class"] = "targets"
         for name in self._dense(packed):
             array = "targets" if packed and name != "normals" else name
             if not hdf5.has(self.path, array):
                 raise UserError(f"SynDataset.dense: {self.path} has no '{name}'")
-            found[name] = array
-        return found
+            arrays[name] = array
+        return arrays
 
-    def converted(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Original files of several objects hold all of their targets in one array."""
-        made = {"segment": _segment, "depth": _depth} if self._packed() else {}
-        return {name: made[name] for name in self._dense(bool(made)) if name in made}
+    def conversions(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Conversions of original files of several objects, with all targets in one array."""
+        functions = {"segment": _segment, "depth": _depth} if self._is_packed() else {}
+        return {
+            name: functions[name] for name in self._dense(bool(functions)) if name in functions
+        }
 
-    def _packed(self) -> bool:
+    def _is_packed(self) -> bool:
         """Whether 'targets' are images: [N, 3, H, W] with class and depth in the last two."""
         there = hdf5.has(self.path, "targets")
         return there and len(hdf5.locate(self.path, "targets").shape) == 4
@@ -157,12 +158,12 @@ class SynDataset(BaseDataset):
 
     def _targets(self) -> dict[str, int]:
         dense = {"segment": (len(self.classes) or CLASSES) + 1, "depth": 0, "normals": 0}
-        found = {name: dense[name] for name in dense if name in self.store.fields}
-        return super()._targets() | found
+        counts = {name: dense[name] for name in dense if name in self.store.fields}
+        return super()._targets() | counts
 
 
 def default_world(variant: str) -> world.World:
-    """A variant's world with the defaults of `render`, whatever is bound to them."""
+    """A variant's world with the defaults of `render`, regardless of bindings."""
     known = inspect.signature(world.World).parameters
     defaults = {name: parameter.default for name, parameter in known.items()}
     return world.World(**defaults | world.settings(variant))
@@ -175,5 +176,5 @@ def _segment(targets: Tensor) -> Tensor:
 
 
 def _depth(targets: Tensor) -> Tensor:
-    """Metres [n, H, W] float16 from original targets [n, 3, H, W], which are centimetres."""
+    """Depth [n, H, W] float16 in metres from original targets [n, 3, H, W] in centimetres."""
     return (targets[:, 2].float() / 100).half()

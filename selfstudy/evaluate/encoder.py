@@ -53,7 +53,7 @@ class Encoder:
         self.device = torch.device(device or devices.best())
         # Initial weights draw random numbers; the caller's generator is not to advance.
         with (
-            configure.isolated(self.snapshot.config, f"{self.snapshot.name}/config.gin"),
+            configure.isolate(self.snapshot.config, f"{self.snapshot.name}/config.gin"),
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(0)
@@ -111,7 +111,7 @@ class Pixels:
     def __init__(self, source: Snapshot, device: torch.device | str | None = None):
         self.snapshot = source
         self.device = torch.device(device or devices.best())
-        with configure.isolated(source.config, f"{source.name}/config.gin"):
+        with configure.isolate(source.config, f"{source.name}/config.gin"):
             self.info = data_info(source)
         self._normalise = Augmentation(dataclasses.replace(self.info, stored="uint8"), {})
 
@@ -149,7 +149,7 @@ def data_info(source: Snapshot) -> DataInfo:
     if "data" in source.card:
         return _from_card(source.card["data"], source.name)
     try:
-        with BaseDataset.preparing(False):
+        with BaseDataset.allow_preparing(False):
             return registry.get("dataset", configure.value("session", "dataset"))("train").info
     except NotPrepared as error:
         raise UserError(

@@ -75,7 +75,7 @@ def draw(source: str, folder: Path, device: torch.device | None = None) -> list[
     """
     registry.discover()
     found = snapshot.resolve(source)
-    with configure.isolated(found.config, f"{found.name}/config.gin"):
+    with configure.isolate(found.config, f"{found.name}/config.gin"):
         session = job()(device or devices.best())
         if not isinstance(session, Session):
             raise UserError(f"{source} is no session's: it has no pictures to show")

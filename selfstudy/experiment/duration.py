@@ -29,7 +29,7 @@ def seconds(
     devices.use_share(resources)
     device = devices.best() if resources.get("gpu") else torch.device("cpu")
     try:
-        with BaseDataset.preparing(False):
+        with BaseDataset.allow_preparing(False):
             return job()(device).estimate()
     except NotPrepared:
         return None

@@ -71,7 +71,7 @@ def check(
     if not build:
         return known
     try:
-        with BaseDataset.preparing(prepare):
+        with BaseDataset.allow_preparing(prepare):
             built, metrics = _rehearsed()
     except NotPrepared:
         return known

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import paths
-from selfstudy.configure import INCLUDE, included
+from selfstudy.configure import INCLUDE, included_files
 from selfstudy.experiment.plan import Plan, Row
 from selfstudy.storage.manifest import Manifest
 from util import files
@@ -124,7 +124,7 @@ def best(plan: Plan) -> str | None:
 
 def command(plan: Plan, overrides: dict[str, Any]) -> str:
     """The command line that runs a configuration of a plan by itself."""
-    files = [*plan.spec.gin, *included(overrides)]
+    files = [*plan.spec.gin, *included_files(overrides)]
     given = [f"{name} = {json_free(value)}" for name, value in overrides.items()
              if name != INCLUDE]  # fmt: skip
     params = [*plan.spec.params, *given]

@@ -1,4 +1,4 @@
-"""Numbers that tell learning from collapse; detached, on the device, for a batch or a table."""
+"""Metrics of representation quality and collapse; detached, on the device."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from selfstudy.losses.precision import full_precision
 
-ROWS = 1000  # queries that are compared with a bank at a time
+ROWS = 1000  # queries compared with a bank at a time
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def rank_me(z: Tensor, eps: float = 1e-7) -> Tensor:
     The exponential of the entropy of the singular values' shares.
 
     Args:
-        z: [N, D], as many rows as dimensions at least.
+        z: [N, D] with N >= D.
         eps: added to the shares.
     """
     values = torch.linalg.svdvals(z)
@@ -30,8 +30,8 @@ def rank_me(z: Tensor, eps: float = 1e-7) -> Tensor:
 def feature_std(z: Tensor) -> Tensor:
     """Spread on the unit sphere: 0 for a collapse to a point, 1 for isotropic features.
 
-    The standard deviation of the normalised features [N, D] in each dimension, averaged and
-    times sqrt(D) (SimSiam, arXiv 2011.10566, section 4.1).
+    The mean over dimensions of the standard deviation of the normalised features [N, D], times
+    sqrt(D) (SimSiam, arXiv 2011.10566, section 4.1).
     """
     return F.normalize(z).std(0, correction=0).mean() * z.shape[1] ** 0.5
 
@@ -42,7 +42,7 @@ def cosines(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cosine of a row of z0 with its own row of z1, and with the other rows, [N, D]."""
     a, b = F.normalize(z0), F.normalize(z1)
     positive = (a * b).sum(1).mean()
-    # All pairs at once: the sum of products is the product of sums.
+    # The sum of all pairs' products is the product of sums.
     negative = (a.sum(0) @ b.sum(0) / len(a) - positive) / max(1, len(a) - 1)
     return positive, negative
 
@@ -52,18 +52,18 @@ def cosines(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
 def retrieval(
     queries: Tensor, keys: Tensor, all_keys: Tensor | None = None, offset: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Share of queries whose own key has the highest cosine, or one of the five highest.
+    """Top-1 and top-5 accuracy of finding a query's own key by cosine.
 
     Args:
         queries: [B, D].
-        keys: [B, D], row for row of the queries' images.
-        all_keys: [N, D], the keys to choose from; by default `keys`.
-        offset: the place of `keys` in them.
+        keys: [B, D], keys of the same images, in the order of `queries`.
+        all_keys: [N, D], the candidates; by default `keys`.
+        offset: index of the first of `keys` in `all_keys`.
     """
     all_keys = keys if all_keys is None else all_keys
     scores = F.normalize(queries) @ F.normalize(all_keys).T
     own = offset + torch.arange(len(queries), device=queries.device)[:, None]
-    # Its own key counts once; ties count against it.
+    # Other keys with an equal score rank above the own key.
     above = (scores >= scores.gather(1, own)).sum(1) - 1
     return (above < 1).float().mean(), (above < 5).float().mean()
 
@@ -82,16 +82,16 @@ def nearest_classes(
         queries: [M, D].
         bank: [N, D].
         classes: [N] int64 from 0, of the bank.
-        neighbours: k; all of the bank, where that is smaller.
+        neighbours: k, at most N.
         temperature: of the votes.
     """
-    found, bank, count = [], F.normalize(bank), int(classes.max()) + 1
+    winners, bank, count = [], F.normalize(bank), int(classes.max()) + 1
     for rows in F.normalize(queries).split(ROWS):
         scores, where = (rows @ bank.T).topk(min(neighbours, len(bank)))
         votes = scores.new_zeros(len(rows), count)
         votes.scatter_add_(1, classes[where], ((scores - 1) / temperature).exp())
-        found.append(votes.argmax(1))
-    return torch.cat(found)
+        winners.append(votes.argmax(1))
+    return torch.cat(winners)
 
 
 def health(z0: Tensor, z1: Tensor) -> dict[str, Tensor]:

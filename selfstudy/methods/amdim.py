@@ -62,12 +62,12 @@ class AMDIMModel(ResnetModel):
         """Of each view 0, 1: 'global' [B, D], 'coarse' [B, D, 25], 'fine' [B, D, 49]."""
         check_views(batch)
         outputs = {}
-        for view, each in enumerate(feats):
-            outputs[f"global{view}"] = each.pooled
+        for view, features in enumerate(feats):
+            outputs[f"global{view}"] = features.pooled
             for name, layer, side in zip(
                 ("coarse", "fine"), (self.coarse, self.fine), (COARSE, FINE), strict=True
             ):
-                stage = each.layers[self.names[name == "fine"]]
+                stage = features.layers[self.names[name == "fine"]]
                 # Averaging commutes with a linear layer (published: the layer first), which
                 # then has fewer cells to compute.
                 cells = layer(F.adaptive_avg_pool2d(stage, side))
@@ -123,7 +123,7 @@ class AMDIMTask(PretextTask):
         return dataclasses.replace(batch, targets=batch.targets | cells)
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
-        """The loss and its parts, how often a view finds its other one, and health.
+        """The loss and its parts, retrieval accuracy, and the numbers of `monitors.health`.
 
         'nce' (nats) is the mean over both directions of the sum of the three losses, 'penalty'
         half of the sum of all six penalties of large scores.
@@ -137,14 +137,16 @@ class AMDIMTask(PretextTask):
                 "penalty": penalty, **monitors.health(first, second)}  # fmt: skip
 
     def _one_way(self, batch: Batch, out: Output, view: int) -> Tensor:
-        """The sums [2] of losses and of penalties of what a view tells of the other."""
-        whole, cells = out.selfsup[f"global{view}"], out.selfsup[f"coarse{view}"]
+        """Sums [2] of losses and penalties of predicting the other view from `view`."""
+        pooled, cells = out.selfsup[f"global{view}"], out.selfsup[f"coarse{view}"]
         chosen = batch.targets[f"cell{view}"][:, None, None].expand(-1, cells.shape[1], 1)
-        if len(whole) < 2 and not torch.is_grad_enabled():
-            return whole.new_zeros(2)  # the last image of a split, alone in its minibatch
-        one, offset = cells.gather(2, chosen)[:, :, 0], distributed.offset(whole)
+        if len(pooled) < 2 and not torch.is_grad_enabled():
+            return pooled.new_zeros(
+                2
+            )  # no negatives: the last image of a split, alone in its minibatch
+        cell, offset = cells.gather(2, chosen)[:, :, 0], distributed.offset(pooled)
         pairs = []
-        for name, sources in (("coarse", (whole, one)), ("fine", (whole,))):
+        for name, sources in (("coarse", (pooled, cell)), ("fine", (pooled,))):
             target = out.selfsup[f"{name}{1 - view}"]
             every = distributed.gather(target)
             pairs += [

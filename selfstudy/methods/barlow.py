@@ -42,6 +42,6 @@ class BarlowTask(PretextTask):
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss (no unit), and the numbers of `monitors.health`."""
         z0, z1 = self.output(out, "query0"), self.output(out, "query1")
-        whole = distributed.gather(z0), distributed.gather(z1)
-        loss = redundancy.barlow_twins(z0, z1, self.off_diagonal, *whole)
-        return {"loss": loss, **monitors.health(*whole)}
+        gathered = distributed.gather(z0), distributed.gather(z1)
+        loss = redundancy.barlow_twins(z0, z1, self.off_diagonal, *gathered)
+        return {"loss": loss, **monitors.health(*gathered)}

@@ -36,5 +36,5 @@ class BYOLTask(PretextTask):
         if "key0" in out.selfsup:
             pairs.append((out.selfsup["query1"], out.selfsup["key0"]))
         losses = [redundancy.byol(query, key) for query, key in pairs]
-        whole = map(distributed.gather_detached, first)
-        return {"loss": torch.stack(losses).sum(), **monitors.health(*whole)}
+        gathered = map(distributed.gather_detached, first)
+        return {"loss": torch.stack(losses).sum(), **monitors.health(*gathered)}

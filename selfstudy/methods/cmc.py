@@ -138,7 +138,7 @@ class CMCModel(ResnetModel):
             margin = math.log(self.nce_k / len(self.bank_l))
             losses = [info_nce(own, other, self.nce_t, bank, log_margin=margin)
                       for own, other, bank in pairs]  # fmt: skip
-            ways = [each.loss for each in losses]
+            ways = [item.loss for item in losses]
         return {"l": light, "ab": colour, "loss": ways[0] + ways[1]}
 
     def _check_rows(self, idxs: Tensor) -> None:
@@ -186,7 +186,7 @@ class CMCTask(PretextTask):
     batch_dependent = of_minibatch("accuracy", "top5", "negative", "spread")
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
-        """The loss; how often L finds its a and b in the batch; cosines, and spread."""
+        """The loss, retrieval accuracy of ab by L in the batch, mean cosines, and spread."""
         loss = self.output(out, "loss")
         light, colour = (distributed.gather_detached(out.selfsup[name]) for name in ("l", "ab"))
         top1, top5 = monitors.retrieval(light, colour)

@@ -162,18 +162,19 @@ class DINOTask(PretextTask):
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss (nats), and the numbers of `monitors.health`, of projections."""
         self.output(out, "query0")
-        found = out.selfsup
-        students, teachers = _paired(found)
-        loss = clusters.dino(students, teachers, found["centre"], self.temperature,
-                             found["temperature"])  # fmt: skip
-        views = map(distributed.gather_detached, (found["query0"], found["key1"]))
+        outputs = out.selfsup
+        students, teachers = _pair_logits(outputs)
+        loss = clusters.dino(students, teachers, outputs["centre"], self.temperature,
+                             outputs["temperature"])  # fmt: skip
+        views = map(distributed.gather_detached, (outputs["query0"], outputs["key1"]))
         return {"loss": loss, **monitors.health(*views)}
 
 
-def _paired(found: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _pair_logits(outputs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Logits of students and of teachers, in the order that `clusters.dino` takes."""
-    if "scores1" in found:
-        return ([found["scores0"], found["scores1"]], [found["teacher0"], found["teacher1"]])
-    # Only the first view passes through the student: the teacher's own stands in for the other
-    # one, with which it is not compared.
-    return [found["teacher1"], found["scores0"]], [found["teacher1"]]
+    if "scores1" in outputs:
+        students = [outputs["scores0"], outputs["scores1"]]
+        return students, [outputs["teacher0"], outputs["teacher1"]]
+    # Only the first view passes through the student; the teacher's logits are a placeholder for
+    # the student's of the other view, which enter no loss term.
+    return [outputs["teacher1"], outputs["scores0"]], [outputs["teacher1"]]

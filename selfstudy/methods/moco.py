@@ -126,14 +126,19 @@ class MoCoTask(PretextTask):
         queue = out.selfsup.get("queue")
         pairs = [(f"query{a}", f"key{b}") for a, b in ((0, 1), (1, 0))
                  if f"key{b}" in out.selfsup]  # fmt: skip
-        found = [self._compared(out.selfsup[q], out.selfsup[k], queue) for q, k in pairs]
-        first, queries = found[0], distributed.gather_detached(out.selfsup["query0"])
-        metrics = {"loss": self.factor * torch.stack([each.loss for each in found]).sum(),
-                   "accuracy": first.top1, "top5": first.top5, "positive": first.positive,
-                   "negative": first.negative,
-                   "spread": monitors.feature_std(queries)}  # fmt: skip
+        contrasts = [self._contrast(out.selfsup[q], out.selfsup[k], queue) for q, k in pairs]
+        first, queries = contrasts[0], distributed.gather_detached(out.selfsup["query0"])
+        losses = torch.stack([contrast.loss for contrast in contrasts])
+        metrics = {
+            "loss": self.factor * losses.sum(),
+            "accuracy": first.top1,
+            "top5": first.top5,
+            "positive": first.positive,
+            "negative": first.negative,
+            "spread": monitors.feature_std(queries),
+        }
         return {name: item for name, item in metrics.items() if item is not None}
 
-    def _compared(self, queries: Tensor, keys: Tensor, queue: Tensor | None) -> Contrast:
-        whole = distributed.gather(keys) if self.in_batch else keys
-        return self.compare(queries, keys, queue, whole, distributed.offset(keys))
+    def _contrast(self, queries: Tensor, keys: Tensor, queue: Tensor | None) -> Contrast:
+        all_keys = distributed.gather(keys) if self.in_batch else keys
+        return self.compare(queries, keys, queue, all_keys, distributed.offset(keys))

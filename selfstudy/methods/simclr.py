@@ -48,7 +48,7 @@ class SimCLRTask(PretextTask):
         self.loss = contrastive.nt_xent if same_view_negatives else contrastive.cross_view
 
     def pretext(self, batch: Batch, out: Output) -> Metrics:
-        """The loss (nats); how often a view finds its other one; cosines, and spread."""
+        """The loss (nats), retrieval accuracy of the other view, mean cosines, and spread."""
         z0, z1 = self.output(out, "query0"), self.output(out, "query1")
         all0, all1 = distributed.gather(z0), distributed.gather(z1)
         offset = distributed.offset(z0)

@@ -24,7 +24,7 @@ class SimSiamModel(Siamese):
     def selfsup(self, feats: tuple[Features, ...], batch: Batch) -> dict[str, Tensor]:
         """Of each view the prediction, 'query0' and 'query1', and the projection, 'key...'."""
         check_views(batch)
-        keys = [self.projector(each.pooled) for each in feats]
+        keys = [self.projector(features.pooled) for features in feats]
         queries = [self.normalise(self.predictor(z)) for z in keys]
         outputs = {f"query{view}": rows for view, rows in enumerate(queries)}
         return outputs | {
@@ -45,5 +45,5 @@ class SimSiamTask(PretextTask):
         p0, p1 = self.output(out, "query0"), self.output(out, "query1")
         z0, z1 = out.selfsup["key0"], out.selfsup["key1"]
         loss = (redundancy.simsiam(p0, z1) + redundancy.simsiam(p1, z0)) / 2
-        whole = map(distributed.gather_detached, (z0, z1))
-        return {"loss": loss, **monitors.health(*whole)}
+        gathered = map(distributed.gather_detached, (z0, z1))
+        return {"loss": loss, **monitors.health(*gathered)}

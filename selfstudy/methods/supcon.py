@@ -51,17 +51,17 @@ class SupConTask(PretextTask):
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss (nats), and the numbers of `monitors.health`."""
         z0, z1 = self.output(out, "query0"), self.output(out, "query1")
-        whole = distributed.gather(z0), distributed.gather(z1)
-        labels = separated(distributed.gather_detached(batch.targets["class"]))
+        gathered = distributed.gather(z0), distributed.gather(z1)
+        labels = separate_unlabelled(distributed.gather_detached(batch.targets["class"]))
         offset = distributed.offset(z0)
         loss = contrastive.supervised_contrastive(
             torch.stack((z0, z1)), labels[offset : offset + len(z0)], self.temperature,
-            torch.stack(whole), labels, offset,
+            torch.stack(gathered), labels, offset,
         )  # fmt: skip
-        return {"loss": loss, **monitors.health(*whole)}
+        return {"loss": loss, **monitors.health(*gathered)}
 
 
-def separated(labels: Tensor) -> Tensor:
+def separate_unlabelled(labels: Tensor) -> Tensor:
     """Labels [B], each `IGNORED` one replaced by a distinct number below `IGNORED`."""
     own = IGNORED - 1 - torch.arange(len(labels), device=labels.device)
     return torch.where(labels == IGNORED, own, labels)

@@ -135,13 +135,13 @@ class SwAVTask(PretextTask):
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss (nats), and the numbers of `monitors.health`."""
         self.output(out, "query0")
-        found = out.selfsup
-        scores = [found[f"scores{view}"] for view in range(VIEWS)]
-        whole = [distributed.gather_detached(item) for item in scores]
-        if "queued0" in found:
-            whole = [torch.cat((item, found[f"queued{view}"]))
-                     for view, item in enumerate(whole)]  # fmt: skip
+        outputs = out.selfsup
+        scores = [outputs[f"scores{view}"] for view in range(VIEWS)]
+        all_scores = [distributed.gather_detached(item) for item in scores]
+        if "queued0" in outputs:
+            all_scores = [torch.cat((item, outputs[f"queued{view}"]))
+                          for view, item in enumerate(all_scores)]  # fmt: skip
         offset = distributed.offset(scores[0])
-        loss = clusters.swav(scores, all_scores=whole, offset=offset, **self.options)
-        views = map(distributed.gather_detached, (found["query0"], found["query1"]))
+        loss = clusters.swav(scores, all_scores=all_scores, offset=offset, **self.options)
+        views = map(distributed.gather_detached, (outputs["query0"], outputs["query1"]))
         return {"loss": loss, **monitors.health(*views)}

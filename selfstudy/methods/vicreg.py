@@ -60,6 +60,6 @@ class VICRegTask(PretextTask):
     def pretext(self, batch: Batch, out: Output) -> Metrics:
         """The loss (no unit), and the numbers of `monitors.health`."""
         z0, z1 = self.output(out, "query0"), self.output(out, "query1")
-        whole = distributed.gather(z0), distributed.gather(z1)
-        loss = redundancy.vicreg(z0, z1, all_z0=whole[0], all_z1=whole[1], **self.options)
-        return {"loss": loss, **monitors.health(*whole)}
+        gathered = distributed.gather(z0), distributed.gather(z1)
+        loss = redundancy.vicreg(z0, z1, all_z0=gathered[0], all_z1=gathered[1], **self.options)
+        return {"loss": loss, **monitors.health(*gathered)}

@@ -1,1 +1,1 @@
-"""Pictures of synthetic scenes with true labels, in plain NumPy."""
+"""Renderer of synthetic scenes with ground truth, in plain NumPy."""

@@ -1,23 +1,23 @@
 """Triangle meshes.
 
-Meshes stand like ShapeNet's: y is up, the front looks towards -z, the bounding box lies around
-the origin and its diagonal is 1.
+Orientation as in ShapeNet: y is up, the front faces -z; the bounding box is centred at the
+origin with diagonal 1.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-BUCKETS = 12  # disjoint shapes and textures: 10 for training, then one each to validate, test
+BUCKETS = 12  # disjoint sets of shapes and textures: 10 for training, 1 validation, 1 test
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles.
+    """A triangle mesh.
 
     Attributes:
         vertices: [V, 3] float64.
-        faces: [F, 3] int64, indices of vertices; either side may face outwards.
+        faces: [F, 3] int64, vertex indices; the winding order is arbitrary.
     """
 
     vertices: np.ndarray
@@ -25,9 +25,9 @@ class Mesh:
 
 
 def normalise(mesh: Mesh) -> Mesh:
-    """The mesh moved and scaled: bounding box around the origin, its diagonal 1.
+    """Centre the bounding box at the origin and scale its diagonal to 1.
 
-    Only vertices that a face uses count; the others are left out.
+    Vertices without a face are removed.
 
     Raises:
         ValueError: no faces, no extent, or coordinates that are not finite.

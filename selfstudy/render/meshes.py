@@ -1,4 +1,4 @@
-"""People's own meshes as a library of shapes: a folder for each class, as ShapeNet has them."""
+"""User meshes as a library of shapes: a folder per class, as in ShapeNet."""
 
 import warnings
 from functools import lru_cache
@@ -11,25 +11,25 @@ from selfstudy.render.mesh import BUCKETS, Mesh, normalise
 from util.errors import UserError, cause
 
 ENDINGS = (".glb", ".obj", ".off", ".ply", ".stl")
-MOST_FACES = 500_000  # a second or two a picture
+MOST_FACES = 500_000  # a second or two per picture
 MOST_BYTES = 200_000_000
-MOST_CLASSES = 254  # segments are bytes
+MOST_CLASSES = 254  # segmentation maps are uint8
 
 
 class Meshes:
-    """Files below a folder: its sub-folders are the classes, whatever lies deeper their models.
+    """Mesh files below a folder, whose sub-folders are the classes.
 
-    Meshes stand with y up and are scaled to a bounding box of diagonal 1; colours and materials
-    are not read.
+    Meshes have y up and are scaled to a bounding box of diagonal 1; colours and materials are
+    ignored.
 
     Args:
-        folder: such as ROOT in ROOT/<class>/<model>/models/model_normalized.obj.
+        folder: ROOT of files such as ROOT/<class>/<model>/models/model_normalized.obj.
 
     Attributes:
         classes: names of the sub-folders, sorted.
 
     Raises:
-        UserError: no classes, or one with fewer models than there are buckets.
+        UserError: no classes, or a class with fewer models than buckets.
     """
 
     def __init__(self, folder: Path):
@@ -52,22 +52,22 @@ class Meshes:
         self.kept = lru_cache(64)(_load)
 
     def pick(self, label: int, bucket: int, turn: int) -> int:
-        """The number of a file of this class and bucket; they take turns."""
+        """Model number of this class and bucket; `turn` cycles through them."""
         count = len(self.files[self.classes[label]])
         inside = range(bucket, count, BUCKETS)
         return inside[turn % len(inside)]
 
     def make(self, label: int, model: int) -> Mesh:
-        """That file's mesh.
+        """Load the mesh of a model.
 
         Raises:
-            UserError: it cannot be read, or is too large.
+            UserError: the file is unreadable or too large.
         """
         return self.kept(self.files[self.classes[label]][model])
 
 
 def _below(folder: Path) -> list[Path]:
-    """All meshes below `folder` by name, empty files and links that lead away left out."""
+    """All mesh files below `folder`, sorted, without empty files and links to outside."""
     root = folder.resolve()
     return sorted(
         path
@@ -93,25 +93,25 @@ def _load(path: Path) -> Mesh:
             scene = trimesh.load_scene(
                 file,
                 file_type=path.suffix[1:].lower(),
-                # Only called, never asked for its class.
+                # trimesh only calls its methods, whatever its class.
                 resolver=_NoOtherFiles(),  # pyright: ignore[reportArgumentType]
                 process=False,
                 skip_materials=True,
             )
             _check_size(path, scene)
-            found = scene.to_mesh()
-        faces = np.asarray(found.faces, np.int64)
+            loaded = scene.to_mesh()
+        faces = np.asarray(loaded.faces, np.int64)
         if faces.min(initial=0) < 0:
             raise ValueError("a face's vertex has a negative number")
-        return normalise(Mesh(np.asarray(found.vertices, float), faces))
+        return normalise(Mesh(np.asarray(loaded.vertices, float), faces))
     except UserError:
         raise
-    except Exception as error:  # a reader of strangers' files may raise anything
+    except Exception as error:  # a parser of arbitrary files may raise any exception
         raise UserError(f"{path} is not a readable mesh ({cause(error)}): remove it") from None
 
 
 def _check_size(path: Path, scene: Any) -> None:
-    """Before parts are put together: a small file may place one a million times."""
+    """Check before parts are instanced: a small file may contain a million instances."""
     sizes = {name: len(getattr(part, "faces", ())) for name, part in scene.geometry.items()}
     count = sum(sizes[scene.graph[node][1]] for node in scene.graph.nodes_geometry)
     if count > MOST_FACES:
@@ -119,7 +119,7 @@ def _check_size(path: Path, scene: Any) -> None:
 
 
 class _NoOtherFiles:
-    """Refuses whatever a file refers to: materials, pictures, buffers of other files."""
+    """Resolver that refuses references to other files: materials, pictures, buffers."""
 
     def get(self, name: str) -> Any:
         raise OSError(f"it needs another file, '{name}'")

@@ -1,9 +1,9 @@
-"""An HDF5 file that is filled in pieces, in any order, over as many runs as it takes.
+"""An HDF5 file written in chunks, in any order, resumable over several runs.
 
-Until it is complete it is two hidden files beside its name: `.<name>.part`, bytes with every
-array at its final place, and `.<name>.ledger`, what they are to become and which rows of them
-are safe on disk. HDF5's own structures are written around the arrays at the very end, and that
-can be done again, so that nothing that kills a process can cost more than the latest rows.
+Until complete, it consists of two hidden files: `.<name>.part`, raw bytes with every array at
+its final offset, and `.<name>.ledger`, the recipe and the rows that are synced to disk. HDF5's
+own structures are written around the arrays at the end; this step is repeatable, so that a
+killed process loses at most the latest rows.
 """
 
 import errno
@@ -21,23 +21,23 @@ from util.errors import UserError
 from util.files import append_line, plain, read_lines
 
 h5py = hdf5.h5py  # as that module has set it up
-ALIGN = 64  # bytes, so that arrays of any type can be mapped
+ALIGN = 64  # bytes; alignment for mapping arrays of any dtype
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 class Part:
-    """The file at `path` in the making.
+    """An incomplete file at `path`.
 
-    To be used by one process at a time, as inside `hdf5.once`.
+    For use by one process at a time, as inside `hdf5.once`.
 
     Args:
-        path: where it will be.
-        arrays: name -> shape [N, ...] and type.
-        recipe: plain values; what was begun with another one is thrown away.
+        path: of the complete file.
+        arrays: name -> shape [N, ...] and dtype.
+        recipe: plain values; a partial file with another recipe is discarded.
 
     Attributes:
-        done: (first row, end) of the pieces that are there.
-        discarded: whether something was begun with another recipe.
+        done: (first row, end) of the chunks already written.
+        discarded: whether a partial file with another recipe was discarded.
 
     Raises:
         UserError: the disk is too full.
@@ -55,7 +55,7 @@ class Part:
             self._begin(header, size)
 
     def _resume(self, header: dict, size: int) -> tuple[set[tuple[int, int]], bool]:
-        """The pieces that are there, or none and whether there were others."""
+        """The chunks already written, and whether a partial file was discarded."""
         first, *rows = read_lines(self.ledger) or [{}]
         if not self.file.exists():
             return set(), False
@@ -64,7 +64,7 @@ class Part:
         return {tuple(row["rows"]) for row in rows if "rows" in row}, False
 
     def _begin(self, header: dict, size: int) -> None:
-        self.ledger.unlink(missing_ok=True)  # first: it must never speak of other bytes
+        self.ledger.unlink(missing_ok=True)  # first, since it must never describe other bytes
         with self.file.open("wb") as file:
             file.truncate(size)
         append_line(self.ledger, header)
@@ -82,10 +82,10 @@ class Part:
     # ---- content ---------------------------------------------------------------------------
 
     def write(self, rows: tuple[int, int], values: dict[str, np.ndarray]) -> None:
-        """Put a piece, first row and end, at its place and on the disk.
+        """Write a chunk, given by first row and end, and sync it to disk.
 
         Raises:
-            UserError: the disk is full; what was written before stays.
+            UserError: the disk is full; earlier chunks are kept.
         """
         handle = os.open(self.file, os.O_WRONLY)
         try:
@@ -94,8 +94,10 @@ class Part:
                 expected = (rows[1] - rows[0], *shape[1:])
                 if piece.shape != expected or piece.dtype != kind:
                     raise ValueError(f"'{name}': {piece.shape} {piece.dtype} for {expected}")
-                each = kind.itemsize * int(np.prod(shape[1:]))
-                _put(handle, np.ascontiguousarray(piece), self.places[name] + rows[0] * each)
+                row_bytes = kind.itemsize * int(np.prod(shape[1:]))
+                _put(
+                    handle, np.ascontiguousarray(piece), self.places[name] + rows[0] * row_bytes
+                )
             os.fsync(handle)
             append_line(self.ledger, {"rows": rows})
         except OSError as error:
@@ -110,19 +112,19 @@ class Part:
         self.done.add(rows)
 
     def map(self) -> dict[str, np.ndarray]:
-        """The arrays as they are on disk, to be read."""
+        """The arrays, memory-mapped for reading."""
         return {
             name: np.memmap(self.file, kind, "r", self.places[name], shape)
             for name, (shape, kind) in self.arrays.items()
         }
 
-    # ---- the end ---------------------------------------------------------------------------
+    # ---- completion -------------------------------------------------------------------------
 
     def finish(self, attributes: dict[str, Any]) -> str:
-        """Make it the complete file at `path`; returns its SHA-256.
+        """Convert to the complete file at `path`; returns its SHA-256.
 
         Args:
-            attributes: plain values, as `hdf5.attributes` will return them.
+            attributes: plain values, readable by `hdf5.attributes`.
         """
         attributes = plain(attributes) | {"schema": hdf5.SCHEMA}
         attributes["sha256"] = hdf5.digest(self.map(), attributes)
@@ -134,11 +136,11 @@ class Part:
         return attributes["sha256"]
 
     def _frame(self, attributes: dict, into: Path | None = None) -> tuple[dict[str, int], int]:
-        """The place of each array and the size of an HDF5 file without any content.
+        """Offset of each array and the size of the HDF5 file, from one without content.
 
         Args:
-            attributes: of that file; they come after the arrays and so move none.
-            into: gets all that is no array's.
+            attributes: of the file, stored after the arrays, whose offsets they do not change.
+            into: file to which all bytes outside the arrays are copied.
         """
         frame = self.path.with_name(f".{self.path.name}.frame")
         try:
@@ -151,7 +153,7 @@ class Part:
         return places, size
 
     def _gaps(self, size: int) -> Iterator[tuple[int, int]]:
-        """First byte and end of what lies between the arrays."""
+        """(first byte, end) of the ranges between the arrays."""
         at = 0
         for start, name in sorted((start, name) for name, start in self.places.items()):
             yield at, start
@@ -161,7 +163,7 @@ class Part:
 
 
 def _write_frame(path: Path, arrays: Arrays, attributes: dict) -> dict[str, int]:
-    """Write an HDF5 file whose arrays are holes (the disk keeps nothing for them)."""
+    """Write an HDF5 file whose arrays are sparse (no disk space is used)."""
     hole = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     hole.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     hole.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -178,7 +180,7 @@ def _write_frame(path: Path, arrays: Arrays, attributes: dict) -> dict[str, int]
 
 
 def _copy(source: Path, target: Path, ranges: list[tuple[int, int]], size: int) -> None:
-    """Copy ranges of bytes to the same places of a file that then has `size` bytes."""
+    """Copy byte ranges to the same offsets of a file of `size` bytes."""
     with source.open("rb") as read, target.open("r+b") as write:
         for start, end in ranges:
             read.seek(start)
@@ -188,7 +190,7 @@ def _copy(source: Path, target: Path, ranges: list[tuple[int, int]], size: int) 
 
 
 def _put(handle: int, piece: np.ndarray, offset: int) -> None:
-    """Write all bytes at `offset`; the system may take them in several parts."""
+    """Write all bytes at `offset`, in several system calls if necessary."""
     view = piece.reshape(-1).view(np.uint8).data
     while len(view):
         written = os.pwrite(handle, view, offset)

@@ -1,6 +1,6 @@
-"""Twenty families of procedural patterns on a torus, so that they repeat without a seam.
+"""Twenty families of procedural, seamlessly tileable textures.
 
-Each has random colours, scale and direction. Texture `number` is the same on every machine.
+Colours, scale and direction are random. Texture `number` is the same on every machine.
 """
 
 import colorsys
@@ -10,22 +10,22 @@ import numpy as np
 
 from selfstudy.render.mesh import BUCKETS
 
-SIZE = 128  # texels a side
+SIZE = 128  # texels per side
 COUNT = 720
-VERSION = 1  # of everything that the texels depend on
+VERSION = 1  # to be increased when texels change
 SEED = 7101
 ROW, COLUMN = (np.indices((SIZE, SIZE)) + 0.5) / SIZE
 FREQUENCY = np.fft.fftfreq(SIZE, 1 / SIZE)
 Draw = np.random.Generator
 
 
-# ---- what families are made of ---------------------------------------------------------------
+# ---- building blocks ------------------------------------------------------------------------
 
 
 def noise(
     draw: Draw, power: float, stretch: Sequence[float] | np.ndarray = (1, 1)
 ) -> np.ndarray:
-    """[SIZE, SIZE] noise with a spectrum f^-power, as ranks 0..1; `stretch` its grain."""
+    """[SIZE, SIZE] noise of spectrum f^-power, as ranks 0..1; `stretch` is its anisotropy."""
     far = np.hypot(FREQUENCY[:, None] * stretch[0], FREQUENCY * stretch[1])
     far[0, 0] = np.inf
     waves = np.fft.fft2(draw.standard_normal((SIZE, SIZE))) * far ** (-power)
@@ -52,14 +52,14 @@ def pulse(phase: np.ndarray, share: float, soft: float = 0.05) -> np.ndarray:
 
 
 def lattice(draw: Draw, count: int, shift: float, jitter: float) -> np.ndarray:
-    """Places of a grid, every second row shifted, each a little off; `count` is even."""
+    """Jittered grid points, every second row shifted; `count` is even."""
     row, column = np.indices((count, count)).reshape(2, -1)
     places = np.stack([column + shift * (row % 2) + 0.5, row + 0.5], 1) / count
     return places + jitter / count * draw.uniform(-0.5, 0.5, places.shape)
 
 
 def nearest(places: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Number of the nearest place, and distances to the two nearest, on the torus."""
+    """Index of the nearest point, and distances to the two nearest, on the torus."""
     offsets = [np.abs(axis.reshape(-1, 1) - places[:, index]) % 1
                for index, axis in enumerate((COLUMN, ROW))]  # fmt: skip
     across, down = (np.minimum(offset, 1 - offset) for offset in offsets)
@@ -67,20 +67,20 @@ def nearest(places: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     first = far.argmin(1)
     sorted_ = np.sqrt(np.partition(far, min(2, far.shape[1]) - 1, 1)[:, :2])
     sorted_.sort(1)
-    return first.reshape(SIZE, SIZE), [each.reshape(SIZE, SIZE) for each in sorted_.T]
+    return first.reshape(SIZE, SIZE), [row.reshape(SIZE, SIZE) for row in sorted_.T]
 
 
 def colors(draw: Draw, count: int) -> np.ndarray:
-    """[count, 3] colours that differ in brightness; around one hue or of any."""
+    """[count, 3] colours of distinct brightness, around one hue or of any hues."""
     around, spread = draw.random(), draw.choice([0.05, 0.15, 0.5])
     values = draw.permutation(np.linspace(0.25, 0.95, count) + draw.uniform(-0.06, 0.05, count))
-    found = [
+    rgb = [
         colorsys.hsv_to_rgb(
             (around + draw.uniform(-spread, spread)) % 1, draw.uniform(0.05, 0.9), value
         )
         for value in values.clip(0.15, 1)
     ]
-    return np.array(found)
+    return np.array(rgb)
 
 
 def shade(draw: Draw, values: np.ndarray, stops: int = 2) -> np.ndarray:
@@ -114,9 +114,9 @@ def _stripes(draw: Draw) -> np.ndarray:
 
 
 def _checks(draw: Draw) -> np.ndarray:
-    one, two = draw.integers(2, 8), draw.integers(2, 8)
-    tall = two if draw.random() < 0.4 else one
-    return shade(draw, np.abs(pulse(COLUMN * one % 1, 0.5) - pulse(ROW * tall % 1, 0.5)))
+    across, down = draw.integers(2, 8), draw.integers(2, 8)
+    tall = down if draw.random() < 0.4 else across
+    return shade(draw, np.abs(pulse(COLUMN * across % 1, 0.5) - pulse(ROW * tall % 1, 0.5)))
 
 
 def _dots(draw: Draw) -> np.ndarray:
@@ -128,16 +128,18 @@ def _dots(draw: Draw) -> np.ndarray:
 
 def _cells(draw: Draw) -> np.ndarray:
     count = draw.integers(8, 60)
-    first, (one, two) = nearest(draw.random((count, 2)))
+    first, (first_distance, second_distance) = nearest(draw.random((count, 2)))
     tones = draw.random(count)[first]
-    edge = np.clip((two - one) * np.sqrt(count) * 5, 0, 1)
+    edge = np.clip((second_distance - first_distance) * np.sqrt(count) * 5, 0, 1)
     return shade(draw, tones, 3) * (0.45 + 0.55 * edge)[..., None]
 
 
 def _cracks(draw: Draw) -> np.ndarray:
     count = draw.integers(6, 40)
-    _, (one, two) = nearest(draw.random((count, 2)))
-    edge = np.clip((two - one) * np.sqrt(count) * draw.uniform(2.5, 7), 0, 1)
+    _, (first_distance, second_distance) = nearest(draw.random((count, 2)))
+    edge = np.clip(
+        (second_distance - first_distance) * np.sqrt(count) * draw.uniform(2.5, 7), 0, 1
+    )
     return shade(draw, np.clip(edge * 0.85 + 0.15 * noise(draw, 1), 0, 1))
 
 
@@ -157,9 +159,9 @@ def _weave(draw: Draw) -> np.ndarray:
     across, down = COLUMN * count, ROW * count
     over = (np.floor(across) + np.floor(down)) % 2
     round_ = [np.sin(np.pi * (axis % 1)) for axis in (across, down)]
-    one, two = colors(draw, 2)
+    warp_color, weft_color = colors(draw, 2)
     height = np.where(over == 1, round_[0], round_[1]) ** draw.uniform(0.4, 1)
-    thread = np.where(over[..., None] == 1, one, two)
+    thread = np.where(over[..., None] == 1, warp_color, weft_color)
     return thread * (0.35 + 0.65 * height)[..., None]
 
 
@@ -185,7 +187,7 @@ def _rings(draw: Draw) -> np.ndarray:
 def _scales(draw: Draw) -> np.ndarray:
     count = 2 * int(draw.integers(2, 5))
     value = np.zeros((SIZE, SIZE))
-    for row in range(-1, count + 1):  # each row lies over the one above
+    for row in range(-1, count + 1):  # each row overlaps the one above
         along = (COLUMN * count + 0.5 * (row % 2)) % 1 - 0.5
         down = ROW * count - row
         far = np.hypot(along, down - 0.2) / 0.95
@@ -200,8 +202,10 @@ def _grain(draw: Draw) -> np.ndarray:
 
 def _honeycomb(draw: Draw) -> np.ndarray:
     count = 2 * int(draw.integers(2, 5))
-    _, (one, two) = nearest(lattice(draw, count, 0.5, draw.choice([0, 0.25])))
-    edge = np.clip((two - one) * count * draw.uniform(2, 6), 0, 1)
+    _, (first_distance, second_distance) = nearest(
+        lattice(draw, count, 0.5, draw.choice([0, 0.25]))
+    )
+    edge = np.clip((second_distance - first_distance) * count * draw.uniform(2, 6), 0, 1)
     return shade(draw, edge)
 
 
@@ -246,7 +250,7 @@ FAMILIES: tuple[Callable[[Draw], np.ndarray], ...] = (
 
 
 def make(number: int) -> np.ndarray:
-    """Texture `number`, [SIZE, SIZE, 3] uint8; every bucket has all families in turn."""
+    """Texture `number`, [SIZE, SIZE, 3] uint8; all families occur in every bucket."""
     draw = np.random.default_rng([SEED, number])
     picture = FAMILIES[number // BUCKETS % len(FAMILIES)](draw)
     fine = 1 + draw.uniform(0, 0.12) * (2 * noise(draw, draw.uniform(0.3, 1)) - 1)

@@ -1,6 +1,6 @@
-"""Solids from which the procedural shapes are put together: y is up, the front looks to -z.
+"""Solids from which the procedural shapes are composed: y is up, the front faces -z.
 
-Everything is a loft: rings of points joined to a skin, closed at both ends.
+Each is a loft: a surface through rings of points, closed at both ends.
 """
 
 import math
@@ -16,13 +16,13 @@ AXES = {"x": 0, "y": 1, "z": 2}
 
 
 def circle(sides: int) -> np.ndarray:
-    """[sides, 2] on the unit circle; few-sided ones stand on an edge."""
+    """[sides, 2] points on the unit circle; polygons of few sides stand on an edge."""
     angles = (np.arange(sides) + 0.5) / sides * 2 * math.pi
     return np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
 def frame(direction: np.ndarray) -> np.ndarray:
-    """[2, 3] two unit vectors across a direction; the first is level where that can be."""
+    """[2, 3] two unit vectors normal to a direction; the first is horizontal if possible."""
     direction = direction / np.linalg.norm(direction)
     helper = np.array([0.0, 1, 0]) if abs(direction[1]) < 0.95 else np.array([0.0, 0, 1])
     across = np.cross(helper, direction)
@@ -37,7 +37,7 @@ def arc(start: float, end: float, steps: int) -> np.ndarray:
 
 
 class Shape:
-    """Collects parts; `mesh` joins them."""
+    """A list of parts; `mesh` joins them."""
 
     def __init__(self):
         self.vertices: list[np.ndarray] = []
@@ -45,17 +45,17 @@ class Shape:
         self.count = 0
 
     def mesh(self) -> Mesh:
-        """All parts as one normalised mesh."""
+        """Join all parts to one normalised mesh."""
         return normalise(Mesh(np.concatenate(self.vertices), np.concatenate(self.faces)))
 
     def add(self, vertices: np.ndarray, faces: np.ndarray) -> None:
-        """Vertices [V, 3] and faces [F, 3] of a part."""
+        """Add a part: vertices [V, 3] and faces [F, 3]."""
         self.vertices.append(np.asarray(vertices, float))
         self.faces.append(np.asarray(faces, np.int64) + self.count)
         self.count += len(vertices)
 
     def loft(self, rings: np.ndarray) -> None:
-        """A skin over rings [n, m, 3] of points in the same order, with both ends closed."""
+        """Add a surface through rings [n, m, 3] of points, closed at both ends."""
         rings = np.asarray(rings, float)
         n, m = rings.shape[:2]
         at = np.arange((n - 1) * m).reshape(n - 1, m)
@@ -72,7 +72,7 @@ class Shape:
         )
 
     def box(self, low: Point, high: Point, bevel: float = 0.0) -> None:
-        """A box between two corners; `bevel` cuts its edges off."""
+        """Add a box between two corners, its edges bevelled by `bevel`."""
         (x0, y0, z0), (x1, y1, z1) = low, high
         b = min(bevel, *(0.45 * (t - f) for f, t in zip(low, high, strict=True)))
         if b <= 0:
@@ -85,15 +85,15 @@ class Shape:
         half = np.array([(x1 - x0) / 2, (z1 - z0) / 2])
         inner = middle + (ring - middle) * (half - b) / half
         heights = [(inner, y0), (ring, y0 + b), (ring, y1 - b), (inner, y1)]
-        self.loft(np.stack([np.insert(each, 1, y, axis=1) for each, y in heights]))
+        self.loft(np.stack([np.insert(outline, 1, y, axis=1) for outline, y in heights]))
 
     def prism(self, outline: np.ndarray, low: float, high: float, axis: str = "y") -> None:
-        """A convex outline [m, 2] (the two other axes in order) drawn out along an axis."""
+        """Add a convex outline [m, 2] (the two other axes in order) extruded along an axis."""
         at = AXES[axis]
         self.loft(np.stack([np.insert(outline, at, level, axis=1) for level in (low, high)]))
 
     def beam(self, start: Point, end: Point, width: float, depth: float | None = None) -> None:
-        """A straight bar of `width` (level) by `depth` between two points."""
+        """Add a straight bar of `width` (horizontal) by `depth` between two points."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         across, up = frame(end - start)
         depth = width if depth is None else depth
@@ -102,7 +102,7 @@ class Shape:
         self.loft(np.stack([start + ring, end + ring]))
 
     def tube(self, path: Points, radius: float | np.ndarray, sides: int = 6) -> None:
-        """A round bar along points [n, 3]; the radius may change from point to point."""
+        """Add a tube along points [n, 3], with one radius or one per point."""
         points = np.asarray(path, float)
         steps = np.diff(points, axis=0)
         steps /= np.linalg.norm(steps, axis=1, keepdims=True)
@@ -112,7 +112,7 @@ class Shape:
         rings = []
         for place, tangent, size in zip(points, tangents, radii, strict=True):
             tangent = tangent / np.linalg.norm(tangent)
-            across = across - (across @ tangent) * tangent  # carried along without twisting
+            across = across - (across @ tangent) * tangent  # parallel transport of the frame
             across /= np.linalg.norm(across)
             rings.append(place + size * circle(sides) @ [across, np.cross(tangent, across)])
         self.loft(np.stack(rings))
@@ -120,7 +120,7 @@ class Shape:
     def lathe(
         self, profile: Points, centre: Point = (0, 0, 0), sides: int = 14, axis: str = "y"
     ) -> None:
-        """A profile [n, 2] of radius and height turned about an axis through `centre`."""
+        """Add a solid of revolution: profile [n, 2] of radius and height; axis at `centre`."""
         outline = np.asarray(profile, float)
         at = AXES[axis]
         flat = outline[:, :1, None] * circle(sides)
@@ -130,12 +130,12 @@ class Shape:
     def disc(
         self, centre: Point, radius: float, thick: float, axis: str, sides: int = 16
     ) -> None:
-        """A flat cylinder around `centre`."""
+        """Add a flat cylinder centred at `centre`."""
         half = thick / 2
         self.lathe([[radius, -half], [radius, half]], centre, sides, axis)
 
     def ball(self, centre: Point, radii: Point, sides: int = 10, steps: int = 6) -> None:
-        """An ellipsoid."""
+        """Add an ellipsoid."""
         turn = arc(-84, 84, steps)
         rings = np.insert(turn[:, :1, None] * circle(sides), 1, turn[:, 1:], axis=2)
         self.loft(rings * np.asarray(radii, float) + np.asarray(centre, float))
@@ -143,13 +143,13 @@ class Shape:
     def ring(
         self, centre: Point, radius: float, thick: float, axis: str = "x", sides: int = 18
     ) -> None:
-        """A torus of `radius`, its own `thick`ness a radius, around an axis."""
+        """Add a torus around an axis, of major radius `radius` and minor radius `thick`."""
         turn, small = circle(sides), circle(6)
         across = radius + thick * small[:, 0]
         points = np.empty((sides, 6, 3))
-        one, two = (index for index in range(3) if index != AXES[axis])
-        points[..., one] = turn[:, :1] * across
-        points[..., two] = turn[:, 1:] * across
+        first_axis, second_axis = (index for index in range(3) if index != AXES[axis])
+        points[..., first_axis] = turn[:, :1] * across
+        points[..., second_axis] = turn[:, 1:] * across
         points[..., AXES[axis]] = thick * small[:, 1]
         at = np.arange(sides * 6).reshape(sides, 6)
         side, ahead = np.roll(at, -1, 1), np.roll(at, -1, 0)
@@ -159,7 +159,7 @@ class Shape:
                  np.concatenate(faces).reshape(-1, 3))  # fmt: skip
 
     def add_mirrored(self, part: "Shape") -> None:
-        """Another shape twice: as it is, and its mirror image with x turned round."""
+        """Add another shape and its mirror image in x."""
         for vertices, faces in part.parts():
             self.add(vertices, faces)
             self.add(vertices * [-1, 1, 1], faces)

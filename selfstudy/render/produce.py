@@ -1,4 +1,4 @@
-"""Rendering a whole data set into its HDF5 file: in any number of processes, and resumably."""
+"""Rendering of a data set to its HDF5 file, resumable and in any number of processes."""
 
 import functools
 import sys
@@ -16,52 +16,57 @@ from util import hdf5
 from util.errors import UserError
 from util.fetch import progress
 
-LEAST, WIDTHS = 12, (8, 1024)  # images: one a bucket; pixels
-BLOCK = 10000  # images looked at together
-# Calls a function for each task, somewhere: (function, given, tasks) -> (task, result) pairs.
+LEAST, WIDTHS = 12, (8, 1024)  # images: one per bucket; pixels
+BLOCK = 10000  # images per block for the moments
+# Executes a function for each task: (function, context, tasks) -> (task, result) pairs.
 Spread = Callable[[Callable, Any, Iterable], Generator[tuple[Any, Any], None, None]]
 
 
 def produce(
-    path: Path, world: World, images: int, res: int, processes: int, each: Spread | None = None
+    path: Path,
+    world: World,
+    images: int,
+    res: int,
+    processes: int,
+    distribute: Spread | None = None,
 ) -> int:
-    """Render the file at `path` unless it is there; an interrupted one is continued.
+    """Render the file at `path` unless it exists; resumes an interrupted one.
 
-    Its content depends on the world, `images` and `res` alone.
+    Its content depends on the world, `images` and `res` only.
 
     Args:
         path: of the HDF5 file.
-        world: what is rendered, of `selfstudy.render.world`.
-        images: pictures in all, at least one for each of the 12 buckets.
-        res: their width and height, in pixels.
-        processes: on this machine; 1 is this process.
-        each: renders the pieces elsewhere.
+        world: what is rendered, see `selfstudy.render.world`.
+        images: number of pictures, at least one for each of the 12 buckets.
+        res: width and height in pixels.
+        processes: worker processes on this machine; 1 renders in this process.
+        distribute: executes the chunks elsewhere, such as on a cluster.
 
     Returns:
-        The pictures that were rendered now.
+        Number of pictures rendered now.
 
     Raises:
-        UserError: an argument that cannot be, no room on the disk, or a killed process.
+        UserError: an argument is out of range, the disk is full, or a process was killed.
     """
     check(images, res, processes)
-    made = []
+    rendered = []
 
     def make() -> None:
         part = Part(path, arrays(world, images, res), recipe(world, images, res))
-        made.append(_fill(part, world, images, res, each or _here(images, processes)))
+        rendered.append(_fill(part, world, images, res, distribute or _here(images, processes)))
         part.finish(_attributes(part, world, images))
 
     hdf5.once(path, make)
-    return sum(made)
+    return sum(rendered)
 
 
 def seconds(objects: int, images: int, res: int) -> float:
-    """About how long rendering takes on one core of 2.5 GHz (measured at 32 to 128 pixels)."""
+    """Estimated rendering time on one core of 2.5 GHz (measured at 32 to 128 pixels)."""
     return images * (0.006 + 0.0065 * objects + 0.002 * (res / 64) ** 2)
 
 
 def check(images: int, res: int, processes: int) -> None:
-    """Refuse sizes that make no data set."""
+    """Refuse sizes that are out of range."""
     for text, value, least, most in (
         ("images", images, LEAST, sys.maxsize),
         ("pixels", res, *WIDTHS),
@@ -73,7 +78,7 @@ def check(images: int, res: int, processes: int) -> None:
 
 
 def arrays(world: World, images: int, res: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape [images, ...] and type of the file's arrays, by name."""
+    """Shape [images, ...] and dtype of the file's arrays, by name."""
     return {
         name: ((images, *shape), np.dtype(kind))
         for name, (shape, kind) in world.arrays(res).items()
@@ -81,7 +86,7 @@ def arrays(world: World, images: int, res: int) -> dict[str, tuple[tuple[int, ..
 
 
 def recipe(world: World, images: int, res: int) -> dict[str, Any]:
-    """Everything that the file's bytes depend on, as its attribute 'recipe' has it."""
+    """Everything that determines the file's bytes, for its attribute 'recipe'."""
     return {"world": world.recipe(), "images": images, "res": res}
 
 
@@ -90,8 +95,8 @@ def _here(images: int, processes: int) -> Spread:
     return functools.partial(workers.spread, workers=min(processes, pieces))
 
 
-def _fill(part: Part, world: World, images: int, res: int, each: Spread) -> int:
-    """Render the pieces that are missing; returns how many pictures they have."""
+def _fill(part: Part, world: World, images: int, res: int, distribute: Spread) -> int:
+    """Render the missing chunks; returns their number of pictures."""
     if part.discarded:
         print(f"{part.path}: what was begun with other settings is thrown away",
               file=sys.stderr)  # fmt: skip
@@ -100,10 +105,10 @@ def _fill(part: Part, world: World, images: int, res: int, each: Spread) -> int:
     if part.done:
         print(f"{part.path}: continuing, {done} of {images} pictures are there",
               file=sys.stderr)  # fmt: skip
-    _ = world.bank  # textures are made once, here, not in every process
+    _ = world.bank  # create the textures here, not in every process
     show = progress(f"rendering {part.path}", images, "pictures", done)
-    with closing(each(chunks.render, (world, images, res), left)) as found:
-        for rows, values in found:
+    with closing(distribute(chunks.render, (world, images, res), left)) as results:
+        for rows, values in results:
             part.write(rows, values)
             done += rows[1] - rows[0]
             show(done)

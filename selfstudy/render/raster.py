@@ -1,7 +1,7 @@
-"""Which triangle is seen at each pixel: a z-buffer over all triangles of several views at once.
+"""Rasterisation: a z-buffer over all triangles of several views at once.
 
-Scan-line expansion without loops: triangles become rows, rows become pixels, and the nearest
-wins by one maximum over packed integers, so that the result depends on nothing but the input.
+Vectorised scan-line expansion: triangles to rows, rows to pixels; the nearest is selected by
+one maximum over packed integers, so that the result is deterministic.
 """
 
 import numpy as np
@@ -18,14 +18,14 @@ def rasterise(
     Args:
         x: [T, 3] float64, columns of the corners; the first pixel's centre is at .5.
         y: [T, 3] their rows, likewise.
-        near: [T, 3] float64 at the corners, positive where it matters, linear in the picture,
-            larger is nearer: 1 / depth of a perspective view.
-        layer: [T] int64, the view that a triangle belongs to.
+        near: [T, 3] float64, nearness at the corners (linear in the picture, positive where
+            visible): 1 / depth of a perspective view.
+        layer: [T] int64, the view of each triangle.
         shape: (layers, height, width).
 
     Returns:
-        [layers, height, width] int64: a triangle's number, -1 where there is none; of equally
-        near ones it is the last. And how near it is, float32, 0 where there is none.
+        [layers, height, width] int64: triangle index, -1 for none (the last of equally near
+        ones); and its nearness, float32, 0 for none.
     """
     layers, height, width = shape
     packed = np.zeros(layers * height * width, np.uint64)
@@ -42,10 +42,10 @@ def rasterise(
     bits = value[seen].astype(np.float32).view(np.uint32).astype(np.uint64)
     key = (bits << HALF) | (which[seen] + 1).astype(np.uint64)
     np.maximum.at(packed, place[seen], key)
-    found = (packed & LOW).astype(np.int64) - 1
-    return found.reshape(shape), (packed >> HALF).astype(np.uint32).view(np.float32).reshape(
-        shape
-    )
+    triangles = (packed & LOW).astype(np.int64) - 1
+    return triangles.reshape(shape), (packed >> HALF).astype(np.uint32).view(
+        np.float32
+    ).reshape(shape)
 
 
 def planes(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -64,10 +64,10 @@ def planes(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _rows(
     x: np.ndarray, y: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Triangle, row, first column and end of all pixel centres inside, row by row.
+    """Triangle, row, first column and end of the pixel centres inside, row by row.
 
-    Both directions are half open, so that triangles with a common edge share no pixel and
-    leave none out.
+    Intervals are half open, so that of triangles with a common edge exactly one covers a
+    pixel on it.
     """
     order = np.argsort(y, 1, kind="stable")
     x, y = np.take_along_axis(x, order, 1), np.take_along_axis(y, order, 1)
@@ -77,7 +77,7 @@ def _rows(
     triangle = np.repeat(np.arange(len(counts)), counts)
     row = np.arange(len(triangle)) - np.repeat(np.cumsum(counts) - counts - first, counts)
     x, y, middle = x[triangle], y[triangle], row + 0.5
-    lower = middle >= y[:, 1]  # the short edge below the middle corner, or the one above
+    lower = middle >= y[:, 1]  # one of the two short edges, below or above the middle corner
     begin = lower.astype(np.int64)
     at = np.arange(len(triangle))
     across = _cross(x[:, 0], y[:, 0], x[:, 2], y[:, 2], middle)
@@ -88,7 +88,7 @@ def _rows(
 
 
 def _cross(x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray, y: np.ndarray):
-    """Where the edges from (x0, y0) to (x1, y1) cross the height `y`."""
+    """Column at which the edges from (x0, y0) to (x1, y1) cross the line `y`."""
     tall = y1 - y0
     share = np.divide(y - y0, tall, out=np.zeros_like(tall), where=tall > 0)
     return x0 + share * (x1 - x0)

@@ -1,8 +1,8 @@
-"""What a picture shows: camera, objects, light and backdrop, drawn at random.
+"""Random scenes: camera, objects, light and backdrop.
 
-The world is right-handed, z is up, lengths are metres. The camera stands at (1, 0, .4) and
-looks towards the origin and a little down; +y is to the right in the picture. Figures are those
-of the published renderer (Newell & Deng, CVPR 2020) where it has them.
+World coordinates are right-handed, z up, in metres. The camera is at (1, 0, .4) and looks
+slightly down towards the origin; +y is to the right in the picture. Parameters are those of the
+published renderer (Newell & Deng, CVPR 2020) where it has them.
 """
 
 import colorsys
@@ -13,7 +13,7 @@ import numpy as np
 
 from selfstudy.render.mesh import Mesh
 
-SCALE = 0.62  # metres, of the diagonal; turned any way it stays in the picture
+SCALE = 0.62  # metres, of the diagonal; within the picture at any rotation
 SCALE_OF_SEVERAL = 0.45
 WARP = 0.1  # standard deviation of each axis' scale, relative
 POSE = (math.pi / 2, 0.0, -math.pi / 6)  # Euler angles x, y, z: y-up becomes z-up, then turned
@@ -22,12 +22,12 @@ LIGHT_RADIUS, LIGHT_HEIGHT, LIGHT_ANGLE = 1.5, 0.9, -0.5
 LIGHT_SPREAD = 2.0  # standard deviation of the light's angle, radians
 APART = 0.3  # metres between the centres of several objects
 FLOOR, NEAREST, FARTHEST = -0.15, 0.2, -0.9  # z and range of x of several objects, metres
-WIDE = 0.26  # how far they are to the side, of their distance
+WIDE = 0.26  # lateral offset relative to their distance
 MOTION = (0.05, 0.04)  # of a pair's second camera: metres, radians
 
 
 def euler(angles: tuple[float, float, float] | np.ndarray) -> np.ndarray:
-    """The rotation matrix [3, 3] that turns about x, then y, then z (radians)."""
+    """Rotation matrix [3, 3] about x, then y, then z (radians)."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -36,7 +36,7 @@ def euler(angles: tuple[float, float, float] | np.ndarray) -> np.ndarray:
 
 
 def turn(vector: np.ndarray) -> np.ndarray:
-    """The rotation matrix of a rotation vector (axis times radians; Rodrigues' formula)."""
+    """Rotation matrix of a rotation vector (axis times radians; Rodrigues' formula)."""
     angle = float(np.linalg.norm(vector))
     if angle == 0:
         return np.eye(3)
@@ -47,7 +47,7 @@ def turn(vector: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole with a square picture.
+    """A pinhole camera with a square picture.
 
     Attributes:
         position: [3].
@@ -67,13 +67,13 @@ class Camera:
         return size / 2 + right * scale, size / 2 - up * scale, depth
 
     def rays(self, column: np.ndarray, row: np.ndarray, size: int) -> np.ndarray:
-        """Directions [..., 3] in the world through places of the picture, of depth 1."""
+        """Ray directions [..., 3] in the world through image points, of depth 1."""
         right = (column / size - 0.5) / self.focal
         up = (0.5 - row / size) / self.focal
         return np.stack([right, up, np.full_like(right, -1)], -1) @ self.axes
 
     def move(self, motion: np.ndarray) -> "Camera":
-        """Shifted by `motion[:3]` (metres) and turned by `motion[3:]`, in its own axes."""
+        """The camera moved by `motion[:3]` (metres), rotated by `motion[3:]`, in its axes."""
         position = self.position + motion[:3] @ self.axes
         return replace(self, position=position, axes=turn(motion[3:]).T @ self.axes)
 
@@ -93,8 +93,8 @@ class Body:
         rotation: [3, 3], mesh axes to world axes (`rot_mat`).
         scale, location: [3] each.
         color: [3], 0..1.
-        texture: number, -1 for none.
-        tint: share of the colour in a textured surface.
+        texture: index, -1 for none.
+        tint: weight of the colour in a textured surface.
     """
 
     mesh: Mesh
@@ -114,13 +114,13 @@ class Body:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The plane behind the objects, three times as far as the camera is before them.
+    """The plane behind the objects, at three times the camera's distance.
 
     Attributes:
         color: [3], 0..1.
-        texture: number, -1 for none.
+        texture: index, -1 for none.
         offset: [2], of the texture.
-        repeats: of the texture in a metre.
+        repeats: of the texture per metre.
     """
 
     color: np.ndarray
@@ -142,7 +142,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Factors:
-    """What varies: the four bits T, C, V, L."""
+    """Factors of variation: the four bits T, C, V, L."""
 
     texture: bool
     color: bool
@@ -158,7 +158,7 @@ class Factors:
 
 
 def class_color(draw: np.random.Generator, label: int, classes: int) -> np.ndarray:
-    """A colour of the class's own hue, [3]; the hues are spread evenly."""
+    """A colour [3] of the class's hue; hues are equally spaced."""
     hue, saturation, value = draw.uniform((-0.2, 0.25, 0.4), (0.2, 0.85, 0.95))
     return np.array(colorsys.hsv_to_rgb((label + hue) / classes % 1, saturation, value))
 
@@ -170,24 +170,24 @@ def any_color(draw: np.random.Generator) -> np.ndarray:
 
 
 def places(draw: np.random.Generator, count: int) -> np.ndarray:
-    """Where the objects of a scene are, [count, 3]: at the origin, or spread over a floor.
+    """Object positions [count, 3]: the origin for one object, else spread over a floor.
 
-    Several stand on a level `FLOOR` metres high, `APART` if that can be had in a few draws,
-    and all in view.
+    The floor is at height `FLOOR` metres; objects are in view and, if found in a few draws,
+    `APART` from each other.
     """
     if count == 1:
         return np.zeros((1, 3))
     draws = draw.uniform((FARTHEST, -1), (NEAREST, 1), (count, 20, 2))
-    found: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
     for options in draws:
         ahead = options[:, 0]
         across = options[:, 1] * WIDE * (CAMERA.position[0] - ahead)
         points = np.stack([ahead, across, np.full_like(ahead, FLOOR)], 1)
-        gaps = np.array([np.linalg.norm(points - other, axis=1) for other in found])
-        room = gaps.min(0) if found else np.full(len(points), np.inf)
+        gaps = np.array([np.linalg.norm(points - other, axis=1) for other in chosen])
+        room = gaps.min(0) if chosen else np.full(len(points), np.inf)
         best = int(np.argmax(room >= APART)) if (room >= APART).any() else int(room.argmax())
-        found.append(points[best])
-    return np.stack(found)
+        chosen.append(points[best])
+    return np.stack(chosen)
 
 
 def sample(
@@ -201,16 +201,16 @@ def sample(
 ) -> Scene:
     """A random scene.
 
-    Everything is drawn whether its factor is on or not, so that a switched factor leaves the
-    rest of the scene as it was.
+    All parameters are drawn whether their factor is on or off, so that switching one factor
+    does not change the rest of the scene.
 
     Args:
-        draw: of this picture alone.
-        factors: what varies.
+        draw: generator of this picture.
+        factors: which factors vary.
         models: class, number and shape of each object.
-        textures: the numbers to choose from; None where `factors.texture` is off.
-        classes: how many there are.
-        pairs: give a second camera.
+        textures: indices to choose from; None if `factors.texture` is off.
+        classes: number of classes.
+        pairs: add a second camera.
         spread: standard deviations of the object's Euler angles and of the light's angle,
             radians, where their factor is on.
     """

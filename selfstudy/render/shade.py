@@ -1,10 +1,10 @@
-"""From a scene to a picture and its labels.
+"""Renders a scene to a picture and its labels.
 
-Visibility is found at 2 x 2 places of a pixel, each triangle in it is shaded once, and the
-colours are averaged; labels are those of the pixel's centre and never averaged. Surfaces are
-lit by a point light, a sun overhead and their surroundings, none weaker with distance. Shadows
-are soft: five fixed places of the light, whose shadow maps are drawn in one go. (Random places
-an image would give speckle that a network can see.)
+Visibility is sampled at 2 x 2 positions per pixel, each visible triangle is shaded once, and
+the colours are averaged; labels are those of the pixel's centre, not averaged. Surfaces are lit
+by a point light, a sun overhead and ambient light, without attenuation. Soft shadows: shadow
+maps of five fixed light positions, rasterised together. (Random positions per image would cause
+speckle that a network can see.)
 """
 
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from selfstudy.render.raster import rasterise
 from selfstudy.render.scene import CAMERA, Body, Camera, Scene
 from selfstudy.render.textures import Bank
 
-SAMPLES = 2  # a side, of a pixel's colour
+SAMPLES = 2  # per side of a pixel, for colours
 AMBIENT, SUN, POINT = 0.3, 0.2, 0.75
 SUN_DIRECTION = np.array([0.2, -0.15, 1.0]) / np.linalg.norm([0.2, -0.15, 1.0])
-SUN_DISTANCE = 30.0  # metres: far enough for parallel light
+SUN_DISTANCE = 30.0  # metres: far enough for nearly parallel light
 LIGHT_SIZE = 0.05  # metres, radius of the point light
-# The light's centre and the corners of a tetrahedron around it.
+# The light's centre and the vertices of a tetrahedron around it.
 LIGHT_PLACES = np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
-SHADOW_TEXELS = {True: 96, False: 160}  # a side, for one object and for several
+SHADOW_TEXELS = {True: 96, False: 160}  # per side, for one object and for several
 GLOSS = 24.0  # exponent of the highlights
 REPEATS = 1.6  # of a texture over the diagonal of a mesh
-NEAR = 0.05  # metres; what is closer to a camera is not drawn
-BACKDROP = 3.0  # distance of the backdrop behind the origin, in the camera's
+NEAR = 0.05  # metres; closer surfaces are not drawn
+BACKDROP = 3.0  # distance of the backdrop behind the origin, relative to the camera's
 
 
 @dataclass(frozen=True)
 class Solids:
-    """All triangles of a scene in the world.
+    """All triangles of a scene, in world coordinates.
 
     Attributes:
         corners: [T, 3, 3] metres.
-        normals: [T, 3] unit, of either side; 0 for slivers.
-        body: [T] int64, the object that each belongs to.
+        normals: [T, 3] unit, of arbitrary side; 0 for degenerate triangles.
+        body: [T] int64, index of the object.
     """
 
     corners: np.ndarray
@@ -61,13 +61,13 @@ class Solids:
         kept = (depth > NEAR).all(1)
         layer = np.repeat(np.arange(len(cameras)), len(self.corners))
         numbers = np.tile(np.arange(len(self.corners)), len(cameras))[kept]
-        found, near = rasterise(
+        hits, near = rasterise(
             x[kept], y[kept], near[kept], layer[kept], (len(cameras), size, size)
         )
-        return np.where(found < 0, -1, np.append(numbers, -1)[found]), near
+        return np.where(hits < 0, -1, np.append(numbers, -1)[hits]), near
 
     def meet(self, camera: Camera, rays: np.ndarray, triangle: np.ndarray) -> np.ndarray:
-        """Depth [n] at which rays [n, 3] of depth 1 meet the planes of their triangles."""
+        """Depth [n] at which rays [n, 3] of depth 1 intersect the planes of their triangles."""
         normals = self.normals[triangle]
         ahead = ((self.corners[triangle, 0] - camera.position) * normals).sum(1)
         slope = (rays * normals).sum(1)
@@ -76,10 +76,10 @@ class Solids:
 
 @dataclass(frozen=True)
 class Spots:
-    """Places of surfaces that are to be coloured.
+    """Surface points to be shaded.
 
     Attributes:
-        points, normals: [n, 3]; the normals look at the camera.
+        points, normals: [n, 3]; normals face the camera.
         albedo: [n, 3], 0..1.
         shine: strength of highlights.
     """
@@ -92,7 +92,7 @@ class Spots:
 
 @dataclass(frozen=True)
 class Labels:
-    """What is seen at the centre of each pixel.
+    """Ground truth at the centre of each pixel.
 
     Attributes:
         body: [R, R] int64, an object's index or -1.
@@ -108,11 +108,11 @@ class Labels:
 
 
 def label(scene: Scene, camera: Camera, size: int, solids: Solids | None = None) -> Labels:
-    """The true labels of a scene as `camera` sees it, `size` pixels wide."""
+    """Ground truth of a scene seen by `camera`, `size` pixels wide."""
     solids = solids or Solids.of(scene.bodies)
-    ((found,), _) = solids.nearest([camera], size)
-    row, column = np.nonzero(found >= 0)
-    triangle = found[row, column]
+    ((hits,), _) = solids.nearest([camera], size)
+    row, column = np.nonzero(hits >= 0)
+    triangle = hits[row, column]
     rays = camera.rays(column + 0.5, row + 0.5, size)
     distance = solids.meet(camera, rays, triangle)
     depth, points, normals = (np.zeros((size, size, *rest)) for rest in ((), (3,), (3,)))
@@ -120,18 +120,18 @@ def label(scene: Scene, camera: Camera, size: int, solids: Solids | None = None)
     points[row, column] = camera.position + rays * distance[:, None]
     facing = _towards(solids.normals[triangle], rays)
     normals[row, column] = facing @ camera.axes.T
-    body = np.where(found >= 0, np.append(solids.body, -1)[found], -1)
+    body = np.where(hits >= 0, np.append(solids.body, -1)[hits], -1)
     return Labels(body, depth, np.moveaxis(normals, -1, 0), points)
 
 
 def colour(
     scene: Scene, camera: Camera, size: int, bank: Bank | None, solids: Solids | None = None
 ) -> np.ndarray:
-    """The picture, [3, size, size] uint8 RGB."""
+    """Render the picture, [3, size, size] uint8 RGB."""
     solids = solids or Solids.of(scene.bodies)
     fine = SAMPLES * size
-    ((found,), _) = solids.nearest([camera], fine)
-    pixel, triangle, column, row, share = _fragments(found, size)
+    ((hits,), _) = solids.nearest([camera], fine)
+    pixel, triangle, column, row, share = _fragments(hits, size)
     rays = camera.rays(column, row, fine)
     distance = solids.meet(camera, rays, triangle)[:, None]
     points = camera.position + rays * distance
@@ -150,21 +150,21 @@ def colour(
 
 
 def _towards(normals: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """The normals, turned round where they look away along their rays."""
+    """Normals, flipped where they face away from the camera."""
     away = (normals * rays).sum(1, keepdims=True) > 0
     return np.where(away, -normals, normals)
 
 
-def _fragments(found: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """Each triangle in each pixel once.
+def _fragments(hits: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """Unique (pixel, triangle) pairs of the sub-samples.
 
     Returns:
-        Pixel, triangle, and the mean column and row of its sub-samples (in sub-samples, so
-        that it is shaded where it is), share of the pixel.
+        Pixel, triangle, mean column and row of its sub-samples (in sub-sample units; the
+        position for shading), share of the pixel.
     """
-    row, column = np.nonzero(found >= 0)
+    row, column = np.nonzero(hits >= 0)
     pixel = row // SAMPLES * size + column // SAMPLES
-    key = pixel * (found.max(initial=0) + 1) + found[row, column]
+    key = pixel * (hits.max(initial=0) + 1) + hits[row, column]
     order = np.argsort(key, kind="stable")
     key = key[order]
     starts = np.flatnonzero(np.diff(key, prepend=-1))
@@ -174,7 +174,7 @@ def _fragments(found: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
     def mean(values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values[order], starts) / counts + 0.5 if len(starts) else values
 
-    return (pixel[at], found[row[at], column[at]], mean(column), mean(row),
+    return (pixel[at], hits[row[at], column[at]], mean(column), mean(row),
             counts / SAMPLES**2)  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def _albedo(
     scene: Scene, solids: Solids, triangle: np.ndarray, points: np.ndarray,
     bank: Bank | None, depth: np.ndarray, size: int,
 ) -> np.ndarray:  # fmt: skip
-    """[n, 3] colours of the objects' surfaces: plain, or a texture projected from six sides."""
+    """Surface colours [n, 3]: plain, or a texture projected from six sides."""
     owner = solids.body[triangle]
     albedo = np.empty((len(owner), 3))
     for index, body in enumerate(scene.bodies):
@@ -204,7 +204,7 @@ def _albedo(
 
 
 def _level(texels: float) -> float:
-    """The mip level for a pixel that covers so many texels."""
+    """Mip level for a pixel that covers `texels` texels."""
     return max(0.0, float(np.log2(max(texels, 1e-9))))
 
 
@@ -232,12 +232,12 @@ def _backdrop(scene: Scene, camera: Camera, size: int, bank: Bank | None) -> Spo
 
 @dataclass(frozen=True)
 class Lights:
-    """The places of the light and of the sun, with what they see of the objects.
+    """Positions of the light and the sun, with their shadow maps.
 
     Attributes:
-        cameras: one a place, the sun's last; none without objects.
-        near: [len(cameras), texels, texels], 1 / depth, 0 where nothing is.
-        offset: metres by which receivers are lifted off their surface.
+        cameras: one per position, the sun's last; none without objects.
+        near: [len(cameras), texels, texels], 1 / depth, 0 for no surface.
+        offset: metres by which receivers are moved off their surface (shadow bias).
     """
 
     cameras: list[Camera]
@@ -258,7 +258,7 @@ def _lights(scene: Scene, solids: Solids) -> Lights:
 
 
 def _aim(place: np.ndarray, centre: np.ndarray, radius: float) -> Camera:
-    """A camera whose picture just holds the sphere; from inside or near it, what it can."""
+    """A camera whose picture encloses the sphere, or part of it from too near."""
     back = place - centre
     distance = float(np.linalg.norm(back))
     back = back / distance
@@ -271,7 +271,7 @@ def _aim(place: np.ndarray, centre: np.ndarray, radius: float) -> Camera:
 
 
 def _visible(lights: Lights, spots: Spots) -> np.ndarray:
-    """[len(cameras), n] bool: which places of the light reach which spots."""
+    """[len(cameras), n] bool: which light positions are visible from which spots."""
     lifted = spots.points + lights.offset * spots.normals
     texels = lights.near.shape[-1]
     reached = np.ones((len(lights.cameras), len(lifted)), bool)
@@ -286,7 +286,7 @@ def _visible(lights: Lights, spots: Spots) -> np.ndarray:
 
 
 def _illuminate(scene: Scene, camera: Camera, spots: Spots, lights: Lights) -> np.ndarray:
-    """[n, 3] colours of the spots, about 0..1."""
+    """Shaded colours [n, 3] of the spots, about 0..1."""
     to_light = scene.light - spots.points
     to_light /= np.linalg.norm(to_light, axis=1, keepdims=True)
     reached = _visible(lights, spots)

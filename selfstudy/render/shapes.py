@@ -1,4 +1,4 @@
-"""The library of procedural shapes: ten classes, and as many different models as one wants."""
+"""The library of procedural shapes: ten classes with unlimited models each."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -35,14 +35,14 @@ def _make(label: int, model: int) -> Mesh:
 
 
 class Procedural:
-    """Every number is another shape, and number m lies in bucket m % 12."""
+    """Each model number m is a different shape, in bucket m % 12."""
 
     classes = CLASSES
 
     def pick(self, label: int, bucket: int, turn: int) -> int:
-        """The model of a bucket whose turn it is; there are no end of them."""
+        """Model number `turn` of a bucket; unlimited."""
         return turn * BUCKETS + bucket
 
     def make(self, label: int, model: int) -> Mesh:
-        """That model; a process keeps the last 256."""
+        """The mesh of a model; a process caches the last 256."""
         return _make(label, model)

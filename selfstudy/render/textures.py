@@ -1,6 +1,6 @@
-"""The bank of textures from which surfaces are coloured: procedural ones, or people's pictures.
+"""Texture banks for surfaces: procedural textures, or the user's pictures.
 
-Texture `number` lies in bucket `number % 12`.
+Texture `number` is in bucket `number % 12`.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from util.errors import UserError
 from util.fetch import progress
 from util.files import PICTURES
 
-KEPT = 256  # textures whose sizes are kept
+KEPT = 256  # textures whose mip levels are cached
 
 
 class Bank:
-    """Textures by number, in all sizes down to one texel.
+    """Textures by number, with all mip levels.
 
     Args:
-        texels: [n, S, S, 3] uint8, S a power of two; may be a mapped file.
+        texels: [n, S, S, 3] uint8, S a power of two; may be memory-mapped.
     """
 
     def __init__(self, texels: np.ndarray):
@@ -35,30 +35,31 @@ class Bank:
         self.levels: dict[int, list[np.ndarray]] = {}
 
     def numbers(self, bucket: int) -> np.ndarray:
-        """The textures of a bucket."""
+        """Numbers of the textures in a bucket."""
         return np.arange(bucket, len(self.texels), BUCKETS)
 
     def _sizes(self, texture: int) -> list[np.ndarray]:
-        """The texture [s s, 3] float32 in 0..1 for s = S, S / 2, ... 1."""
+        """Mip levels: [s s, 3] float32 in 0..1 for s = S, S / 2, ... 1."""
         if texture not in self.levels:
             level = self.texels[texture].astype(np.float32) / 255
-            found = [level]
+            levels = [level]
             while len(level) > 1:
                 level = level.reshape(len(level) // 2, 2, len(level) // 2, 2, 3).mean((1, 3))
-                found.append(level)
+                levels.append(level)
             if len(self.levels) >= KEPT:
                 self.levels.pop(next(iter(self.levels)))
-            self.levels[texture] = [np.ascontiguousarray(each.reshape(-1, 3)) for each in found]
+            self.levels[texture] = [
+                np.ascontiguousarray(texels.reshape(-1, 3)) for texels in levels
+            ]
         return self.levels[texture]
 
     def sample(self, texture: int, uv: np.ndarray, level: float) -> np.ndarray:
-        """Colours [m, 3] float32 in 0..1, interpolated linearly in both directions.
+        """Colours [m, 3] float32 in 0..1, bilinearly interpolated.
 
         Args:
             texture: its number.
             uv: [m, 2], right and down, in repeats of the texture.
-            level: the logarithm (base 2) of the texels that a pixel covers; the nearest size
-                is used.
+            level: log2 of the texels that a pixel covers; the nearest mip level is used.
         """
         sizes = self._sizes(texture)
         chosen = min(int(level + 0.5), len(sizes) - 1)
@@ -69,7 +70,7 @@ class Bank:
         corner = corner.astype(np.int64)
         left, top = corner[:, 0] & (size - 1), (corner[:, 1] & (size - 1)) * size
         right, bottom = (left + 1) & (size - 1), (top + size) & (size * size - 1)
-        texel = partial(sizes[chosen].take, axis=0)  # thrice as fast as an index
+        texel = partial(sizes[chosen].take, axis=0)  # three times as fast as indexing
         u, v = share[:, :1], share[:, 1:]
         upper = texel(top + left) * (1 - u) + texel(top + right) * u
         lower = texel(bottom + left) * (1 - u) + texel(bottom + right) * u
@@ -77,42 +78,42 @@ class Bank:
 
 
 def procedural(folder: Path) -> Bank:
-    """The `COUNT` textures of `patterns`, made once and kept in `folder`."""
+    """The `COUNT` textures of `patterns`, generated once and cached in `folder`."""
     return Bank(_once(Path(folder) / f".textures-{VERSION}.npy", COUNT, make))
 
 
 def from_folder(folder: Path, cache: Path) -> Bank:
-    """All pictures below a folder, sorted by name: the central square, `SIZE` texels wide.
+    """All pictures below a folder, sorted by name: centre crops, `SIZE` texels wide.
 
     Args:
-        folder: of the pictures; names that begin with a dot are passed over.
-        cache: a folder that keeps them decoded, so that other processes need not.
+        folder: of the pictures; names that begin with a dot are skipped.
+        cache: folder for the decoded pictures, shared with other processes.
 
     Raises:
-        UserError: fewer than one a bucket, or one that cannot be read.
+        UserError: fewer pictures than buckets, or an unreadable one.
     """
-    found = sorted(path for path in Path(folder).rglob("*") if _is_picture(path))
-    if len(found) < BUCKETS:
+    files = sorted(path for path in Path(folder).rglob("*") if _is_picture(path))
+    if len(files) < BUCKETS:
         raise UserError(
-            f"{folder} holds {len(found)} pictures ({', '.join(sorted(PICTURES))}), expected "
+            f"{folder} holds {len(files)} pictures ({', '.join(sorted(PICTURES))}), expected "
             f"at least {BUCKETS}: ten to train, one to validate, one to test"
         )
-    path = Path(cache) / f".textures-{_key(found)}.npy"
-    return Bank(_once(path, len(found), lambda number: _square(found[number])))
+    path = Path(cache) / f".textures-{_key(files)}.npy"
+    return Bank(_once(path, len(files), lambda number: _square(files[number])))
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES and path.name[0] != "." and path.is_file()
 
 
-def _key(found: list[Path]) -> str:
-    """Another one when a picture comes, goes or changes."""
-    about = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+def _key(files: list[Path]) -> str:
+    """Cache key: hash of the files' paths, sizes and times."""
+    about = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((SIZE, about)).encode()).hexdigest()[:12]
 
 
 def _square(path: Path) -> np.ndarray:
-    """The centre of a picture, upright, [SIZE, SIZE, 3] uint8."""
+    """Centre crop of a picture, EXIF orientation applied, [SIZE, SIZE, 3] uint8."""
     from PIL import Image, ImageOps
 
     try:
@@ -126,13 +127,13 @@ def _square(path: Path) -> np.ndarray:
         ) from None
 
 
-# ---- made once -------------------------------------------------------------------------------
+# ---- cache file ------------------------------------------------------------------------------
 
 
-def _once(path: Path, count: int, one: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Textures [count, SIZE, SIZE, 3] as `one` makes them, or the file that has them already.
+def _once(path: Path, count: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Textures [count, SIZE, SIZE, 3] of `make(number)`, cached in a file.
 
-    It is mapped into memory: processes share it.
+    The file is memory-mapped: processes share it.
     """
     kept = _load(path, count)
     if kept is not None:
@@ -140,14 +141,14 @@ def _once(path: Path, count: int, one: Callable[[int], np.ndarray]) -> np.ndarra
     texels = np.empty((count, SIZE, SIZE, 3), np.uint8)
     show = progress(f"making {path}", count)
     for number in range(count):
-        texels[number] = one(number)
+        texels[number] = make(number)
         show(number + 1)
     _save(path, texels)
     return texels
 
 
 def _load(path: Path, count: int) -> np.ndarray | None:
-    """The mapped file, or None when it is not there, damaged or something else."""
+    """The memory-mapped file, or None if it is missing or invalid."""
     try:
         texels = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError):
@@ -157,7 +158,7 @@ def _load(path: Path, count: int) -> np.ndarray | None:
 
 
 def _save(path: Path, texels: np.ndarray) -> None:
-    """Write the file whole or not at all; where that cannot be, the next process tries."""
+    """Write the file atomically; a failure is ignored, the next process tries again."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""A function spread over processes of this machine, none of which outlives its parent.
+"""A process pool on this machine, whose processes end with their parent.
 
-They are plain interpreters, not `multiprocessing`'s: those would import the main script again,
-and with it torch, and get the terminal's Ctrl-C.
+Not `multiprocessing`, whose processes import the main script again, and with it torch, and
+receive the terminal's Ctrl-C.
 """
 
 import os
@@ -21,37 +21,36 @@ from util.errors import UserError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MEMORY = ", as happens where memory is short: try fewer processes"
-WATCH = 0.5  # seconds between two looks whether the parent lives
+WATCH = 0.5  # seconds between checks whether the parent is alive
 
 
 def spread(
-    function: Callable[[Any, Any], Any], given: Any, tasks: Iterable[Any], workers: int
+    function: Callable[[Any, Any], Any], context: Any, tasks: Iterable[Any], workers: int
 ) -> Generator[tuple[Any, Any], None, None]:
-    """(task, function(given, task)) for each task, in the order in which they are done.
+    """Yield (task, function(context, task)) for each task, in order of completion.
 
-    At most two results for each process are waiting at a time. Closing the iterator ends the
-    processes at once.
+    Each process has at most two tasks at a time. Closing the iterator kills the processes.
 
     Args:
-        function: of a module, which the processes import.
-        given: the same for all tasks; sent once.
+        function: of a module that the processes can import.
+        context: the same for all tasks, sent once.
         tasks: plain values.
-        workers: processes; 1 is this one.
+        workers: number of processes; 1 computes in this process.
 
     Raises:
-        UserError: the function's, or a process was killed.
+        UserError: raised by the function, or a process was killed.
         RuntimeError: any other error of the function, with its traceback.
     """
     if workers == 1:
         for task in tasks:
-            yield task, function(given, task)
+            yield task, function(context, task)
         return
     rest = iter(tasks)
     running = []
     try:
         for _ in range(workers):
-            running.append(_Worker(function, given))
-        for worker in running * 2:  # one task to work on, and one to go on with
+            running.append(_Worker(function, context))
+        for worker in running * 2:  # one task in work, one queued
             worker.take(rest)
         while busy := {worker.line: worker for worker in running if worker.tasks}:
             for line in wait(list(busy)):
@@ -64,12 +63,12 @@ def spread(
 
 
 class _Worker:
-    """A process, the line to it, and the tasks that it has not yet answered."""
+    """A process, the connection to it, and its pending tasks."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], given: Any):
+    def __init__(self, function: Callable[[Any, Any], Any], context: Any):
         self.tasks: list[Any] = []
         self.line, theirs = Pipe()
-        # The search path goes along: modules are found as they are here.
+        # The same search path, to resolve modules as in this process.
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from selfstudy.render import workers; "
             f"workers.serve({theirs.fileno()})"
@@ -80,7 +79,7 @@ class _Worker:
                 [sys.executable, "-c", code], stdin=subprocess.DEVNULL, process_group=0,
                 pass_fds=[theirs.fileno()], env=os.environ | environment,
             )  # fmt: skip
-        self._send((function, given))
+        self._send((function, context))
 
     def _send(self, value: Any) -> None:
         try:
@@ -89,14 +88,14 @@ class _Worker:
             raise self._death() from None
 
     def take(self, rest: Iterator[Any]) -> None:
-        """Hand it the next task, if there is one."""
+        """Send the next task to the process, if there is one."""
         for task in rest:
             self._send(task)
             self.tasks.append(task)
             return
 
     def result(self) -> tuple[Any, Any]:
-        """Its oldest task and what came of it."""
+        """Its oldest pending task and the result."""
         try:
             fine, value = self.line.recv()
         except (EOFError, OSError):
@@ -111,34 +110,34 @@ class _Worker:
         return UserError(f"a worker process {how}{MEMORY if code == -signal.SIGKILL else ''}")
 
     def end(self) -> None:
-        """It has nothing to save."""
+        """Kill the process, which has no state to save."""
         self.process.kill()
         self.process.wait()
         self.line.close()
 
 
 def serve(handle: int) -> None:
-    """What a worker process does: answer tasks until its parent has gone."""
+    """Main loop of a worker process: execute tasks until the parent is gone."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     with Connection(handle) as line:
         try:
-            function, given = line.recv()
+            function, context = line.recv()
             while True:
-                line.send(_answer(function, given, line.recv()))
+                line.send(_answer(function, context, line.recv()))
         except (EOFError, OSError):
             return
 
 
 def _watch(parent: int) -> None:
-    """End this process when its parent was killed, also in the middle of a long task."""
+    """Exit when the parent was killed, also during a long task."""
     while os.getppid() == parent:
         time.sleep(WATCH)
     os._exit(1)
 
 
-def _answer(function: Callable[[Any, Any], Any], given: Any, task: Any) -> tuple[bool, Any]:
+def _answer(function: Callable[[Any, Any], Any], context: Any, task: Any) -> tuple[bool, Any]:
     try:
-        return True, function(given, task)
+        return True, function(context, task)
     except UserError as error:
         return False, error
     except Exception:

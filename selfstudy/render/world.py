@@ -1,9 +1,9 @@
-"""A world: all the pictures of a rendered data set, each known by its number alone.
+"""A world: the pictures of a rendered data set, each determined by its number.
 
-Picture `number` lies in bucket `number % 12`; its shapes and textures come from that bucket
-only, so that ten twelfths train, one validates and one tests on what was never seen before.
-Every class comes equally often in a bucket, in random order, and a shape returns in `REUSE`
-pictures of its class, as in the published sets.
+Picture `number` is in bucket `number % 12` and uses shapes and textures of that bucket only:
+ten twelfths are for training, one each for validation and test on unseen ones. Classes are
+equally frequent in a bucket, in random order, and a shape is used in `REUSE` pictures of its
+class, as in the published sets.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from selfstudy.render.shapes import Procedural
 from util.errors import UserError
 from util.files import given_folder
 
-VERSION = 1  # of everything that a picture's bytes depend on
+VERSION = 1  # to be increased when pictures change
 SEVERAL = 4  # objects in a scene of the '-multi' sets
 REUSE = 10  # pictures of a class that show the same shape
 MULTI = "TCVL-multi"
@@ -37,9 +37,9 @@ PIXEL_LABELS = ("instance", "segment", "depth", "normals")
 
 
 def configuration(name: str) -> str | None:
-    """The variant that a name stands for; None for any other name.
+    """The variant of a name; None for other names.
 
-    Any four bits will do, also those that were not published: '0010', 'xlg0010' and 'lg0010'
+    Any four bits are allowed, also unpublished ones: '0010', 'xlg0010' and 'lg0010'
     are '0010', 'TCVL' is '1111', 'TCVL-multi' is itself.
     """
     if name == MULTI:
@@ -50,7 +50,7 @@ def configuration(name: str) -> str | None:
 
 
 def settings(variant: str) -> dict[str, Any]:
-    """The arguments of the world of a variant, as `configuration` calls it."""
+    """Arguments of `World` for a variant, as named by `configuration`."""
     if variant == MULTI:
         return {"factors": "1111", "objects": SEVERAL}
     return {"factors": variant, "objects": 1}
@@ -61,23 +61,23 @@ class World:
     """The pictures of a rendered set.
 
     Args:
-        factors: four bits: texture, colour, viewpoint, lighting. Off: plain surfaces, the
-            class's own hue, one viewpoint, one light.
-        objects: in a scene.
+        factors: four bits: texture, colour, viewpoint, lighting. Off: plain surfaces, a hue per
+            class, a fixed viewpoint, a fixed light.
+        objects: per scene.
         seed: of the scenes; shapes and textures are the same in every set.
-        pairs: a second picture with a moved camera, its motion and the optical flow.
-        labels: which labels to keep for every pixel.
-        meshes: a folder of folders of meshes, a class each, in the place of the ten classes.
-        textures: a folder of pictures in the place of the procedural textures.
+        pairs: add a second picture with a moved camera, its motion and the optical flow.
+        labels: which dense labels to store.
+        meshes: folder with a folder of meshes per class, instead of the ten classes.
+        textures: folder of pictures, instead of the procedural textures.
         view_spread: standard deviation of an object's Euler angles with the factor on, radians.
         light_spread: standard deviation of the light's angle with the factor on, radians.
-        grey: plain colours are grey, as the published code has it.
+        grey: plain colours are grey, as in the published code.
 
     Attributes:
         classes: names, in the order of the labels.
 
     Raises:
-        UserError: a value that makes no world.
+        UserError: a value is out of range.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class World:
 
     @cached_property
     def library(self) -> Meshes | Procedural:
-        """The shapes."""
+        """The library of shapes."""
         return Meshes(_folder("meshes", self.meshes)) if self.meshes else Procedural()
 
     @cached_property
     def bank(self) -> texture_banks.Bank | None:
-        """The textures; None where surfaces are plain. The procedural ones are made once."""
+        """The textures; None for plain surfaces. Procedural ones are cached in a file."""
         if not self.factors.texture:
             return None
         if self.textures:
@@ -133,18 +133,18 @@ class World:
         return texture_banks.procedural(paths.DATA_DIR / "syn")
 
     def __getstate__(self) -> dict:
-        """Without shapes and textures: another process makes its own."""
+        """Pickled without shapes and textures: another process creates its own."""
         return {
             key: value for key, value in vars(self).items() if key not in ("library", "bank")
         }
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the classes."""
         return self.library.classes
 
     def recipe(self) -> dict:
-        """Everything that the bytes of a picture depend on, as plain values."""
+        """Everything that determines a picture's bytes, as plain values."""
         bits = dataclasses.astuple(self.factors)
         return {
             "renderer": [VERSION, patterns.VERSION],
@@ -164,16 +164,16 @@ class World:
     def models(self, number: int) -> list[tuple[int, int]]:
         """Class and shape of each object of picture `number`."""
         turn, bucket = divmod(number, BUCKETS)
-        classes, found = len(self.classes), []
+        classes, models = len(self.classes), []
         for slot in range(turn * self.objects, (turn + 1) * self.objects):
             block, place = divmod(slot, classes)
             order = np.random.default_rng([self.seed, bucket, block, classes])
             chosen = int(order.permutation(classes)[place])
-            found.append((chosen, self.library.pick(chosen, bucket, block // REUSE)))
-        return found
+            models.append((chosen, self.library.pick(chosen, bucket, block // REUSE)))
+        return models
 
     def scene(self, number: int) -> Scene:
-        """What picture `number` shows."""
+        """The scene of picture `number`."""
         models = [(*model, self.library.make(*model)) for model in self.models(number)]
         numbers = self.bank.numbers(number % BUCKETS) if self.bank else None
         draw = np.random.default_rng([self.seed, number])
@@ -183,7 +183,7 @@ class World:
         return _make_grey(scene) if self.grey else scene
 
     def arrays(self, res: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and type of every array of `picture`, by name."""
+        """Shape and dtype of every array of `picture`, by name."""
         several = (self.objects,) if self.objects > 1 else ()
         wide = (res, res)
         kept = {
@@ -215,7 +215,7 @@ class World:
         return {name: (shape, np.dtype(kind)) for name, (shape, kind) in kept.items()}
 
     def picture(self, number: int, res: int) -> dict[str, np.ndarray]:
-        """Picture `number`, `res` pixels wide, with all of its labels; see `arrays`."""
+        """Render picture `number`, `res` pixels wide, with its labels; see `arrays`."""
         scene = self.scene(number)
         solids = Solids.of(scene.bodies)
         seen = label(scene, CAMERA, res, solids)
@@ -238,15 +238,15 @@ class World:
 
 
 def flow(seen: Labels, camera: Camera) -> np.ndarray:
-    """How far what is seen at each pixel lies to the right and below for another camera.
+    """Optical flow (right, down) from one camera to another.
 
     Args:
         seen: labels of the first camera.
         camera: the second one.
 
     Returns:
-        [2, R, R] float64 pixels; 0 where no object is. What the second camera cannot see
-        because something is before it has its flow, too.
+        [2, R, R] float64 pixels; 0 without an object. Points occluded in the second view have
+        flow, too.
     """
     size = len(seen.body)
     row, column = np.indices(seen.body.shape) + 0.5
@@ -256,7 +256,7 @@ def flow(seen: Labels, camera: Camera) -> np.ndarray:
 
 
 def _of_objects(scene: Scene, seen: Labels) -> dict[str, Any]:
-    """The arrays with one entry an object or a picture."""
+    """The arrays with one entry per object or picture."""
     bodies = scene.bodies
     shown = [body.vertices() for body in bodies]
     labels = [body.label for body in bodies]

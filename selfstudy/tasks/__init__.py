@@ -1,1 +1,1 @@
-"""What is predicted, its loss and its metrics, one file a task."""
+"""Tasks: targets, losses and metrics, one file each."""

@@ -1,4 +1,4 @@
-"""Classification of the object, its pose, or each pixel."""
+"""Classification of the image, its pose, or each pixel."""
 
 from torch import Tensor
 
@@ -18,12 +18,12 @@ WAYS_OUT = {
 class ClassifyTask(ProbeTask):
     """Cross-entropy of the linear and the MLP head; `accuracy` is the linear head's.
 
-    With `Wrapper.dense_pred` it is segmentation, the classification of pixels; then
-    'foreground' is the accuracy on the objects' pixels alone.
+    With `Wrapper.dense_pred` it is segmentation; 'foreground' is then the accuracy on the
+    objects' pixels only.
 
     Args:
-        info: what the data are.
-        is_pose: predict the pose class instead of the object's.
+        info: description of the data set.
+        is_pose: predict the pose class instead of the object class.
     """
 
     def __init__(self, info: DataInfo, is_pose: bool = False):
@@ -39,10 +39,10 @@ class ClassifyTask(ProbeTask):
 
     def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, States]:
         """Mean cross-entropy of the heads of the target."""
-        return self.trained(batch, out, self._target(batch, out))
+        return self.evaluate_heads(batch, out, self._target(batch, out))
 
     def _target(self, batch: Batch, out: Output) -> str:
-        """Pixels, where the heads and the data are for pixels and not for whole images."""
+        """The target; 'segment' if heads and data have that and not 'class'."""
         known = batch.targets.keys() & {name.partition("/")[2] for name in out.logits}
         pixels = self.target == "class" and "class" not in known and "segment" in known
         return "segment" if pixels else self.target

@@ -13,12 +13,12 @@ from util.errors import UserError
 class DepthTask(ProbeTask):
     """L1 loss of the linear and the MLP head at each position of the feature map.
 
-    Needs `Wrapper.dense_pred`. Pixels without a surface count neither in the loss nor in a
-    metric. `accuracy` is the linear head's share of pixels whose depth is less than 1.25
-    times too large or too small; see `depth_errors` for the others.
+    Needs `Wrapper.dense_pred`. Pixels without a surface are excluded from the loss and
+    all metrics. `accuracy` is the linear head's share of pixels with max(d/d*, d*/d) below
+    1.25; see `depth_errors` for the others.
 
     Args:
-        info: what the data are.
+        info: description of the data set.
         use_l2: mean squared error instead.
     """
 
@@ -34,4 +34,4 @@ class DepthTask(ProbeTask):
 
     def evaluate(self, batch: Batch, out: Output) -> tuple[Tensor, States]:
         """Mean loss of the two heads, in units of 25 cm (published)."""
-        return self.trained(batch, out, "depth", self.use_l2)
+        return self.evaluate_heads(batch, out, "depth", self.use_l2)

@@ -1,7 +1,7 @@
-"""Metrics over a split: states that add up over minibatches and processes, finished once.
+"""Metrics over a split: states summed over minibatches and processes, finished once at the end.
 
-A ratio, a root or a mean over classes is taken last, so that a number depends neither on the
-size and order of minibatches nor on the number of processes. Where nothing counted it is NaN.
+The ratio, root or mean over classes is taken last, so that the result depends neither on the
+size and order of minibatches nor on the number of processes. It is NaN where nothing counts.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from selfstudy.types import IGNORED
 
 @dataclass(frozen=True)
 class Metric:
-    """An additive state and how to make a number of it.
+    """An additive state, and the function from the summed state to the metric.
 
     Attributes:
         state: sums and counts, float64 (MPS has float32 only), on the device of the minibatch.
@@ -24,7 +24,7 @@ class Metric:
     state: Tensor
 
     def finish(self) -> float:
-        """The number of the state, NaN where nothing counted; `state` is on the CPU."""
+        """The metric's value, NaN where nothing counts; `state` is on the CPU."""
         raise NotImplementedError
 
 
@@ -48,10 +48,10 @@ class Root(Metric):
 
 @dataclass(frozen=True)
 class Total(Metric):
-    """A weighted sum of means, such as a loss of several parts: `state` is [P, 2].
+    """A weighted sum of means, such as a loss of several terms: `state` is [P, 2].
 
-    Its columns are weight * sum, and count. A part that counted nothing adds 0, as it does to
-    the loss of a minibatch, unless no part counted anything.
+    Its columns are weight * sum, and count. A term without counts adds 0, as in the loss of a
+    minibatch; NaN if no term has any.
     """
 
     def finish(self) -> float:
@@ -66,7 +66,7 @@ class Total(Metric):
 class MeanAccuracy(Metric):
     """Balanced accuracy, the mean over classes of their accuracies: `state` is `per_class`.
 
-    Classes that do not occur in the truth are left out, as in scikit-learn.
+    Classes without true labels are left out, as in scikit-learn.
     """
 
     def finish(self) -> float:
@@ -78,8 +78,7 @@ class MeanAccuracy(Metric):
 class MeanIoU(Metric):
     """Mean intersection over union: `state` is `per_class`.
 
-    Over the classes that occur in the truth or in the prediction of counted places, the
-    background (class 0) among them.
+    Over the classes, background (0) included, that occur in the truth or the predictions.
     """
 
     def finish(self) -> float:
@@ -97,17 +96,17 @@ def total(parts: Sequence[Metric], weights: Sequence[float]) -> Total:
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """The type of sums on a device."""
+    """Dtype of sums on a device."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def ratio(values: Tensor, where: Tensor) -> Ratio:
-    """Mean of `values` over the places `where` (bool, same shape)."""
+    """Mean of `values` where `where` (bool, same shape) is true."""
     return Ratio(_sums(values, where))
 
 
 def root(squares: Tensor, where: Tensor) -> Root:
-    """Root of the mean of `squares` over the places `where` (bool, same shape)."""
+    """Root of the mean of `squares` where `where` (bool, same shape) is true."""
     return Root(_sums(squares, where))
 
 
@@ -118,33 +117,33 @@ def _sums(values: Tensor, where: Tensor) -> Tensor:
 
 
 def mean_of(value: Tensor, rows: int) -> Ratio:
-    """A 0-d mean over `rows` rows, to be averaged with those of other minibatches."""
+    """A minibatch's 0-d mean over `rows` rows as an additive metric."""
     count = torch.full_like(value.detach(), rows, dtype=wide(value.device))
     return Ratio(torch.stack((torch.where(count > 0, value.detach() * count, 0), count)))
 
 
 def per_class(guesses: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Per class: places that are right, truly of it, and predicted as it; [K, 3].
+    """Counts [K, 3] per class: true positives, true labels, predictions.
 
     Args:
         guesses: predicted classes, int64.
-        truth: true classes, int64 of the same shape; `IGNORED` counts nowhere.
+        truth: true classes, int64 of the same shape; `IGNORED` is excluded.
         classes: K.
     """
     counted = (truth != IGNORED).flatten()
     guesses, truth = guesses.flatten(), torch.where(counted, truth.flatten(), 0)
-    one = counted.to(wide(guesses.device))
-    counts = one.new_zeros(3, classes)
-    counts[0].scatter_add_(0, truth, one * (guesses == truth))
-    counts[1].scatter_add_(0, truth, one)
-    counts[2].scatter_add_(0, guesses, one)
+    weight = counted.to(wide(guesses.device))
+    counts = weight.new_zeros(3, classes)
+    counts[0].scatter_add_(0, truth, weight * (guesses == truth))
+    counts[1].scatter_add_(0, truth, weight)
+    counts[2].scatter_add_(0, guesses, weight)
     return counts.T
 
 
 def confusion(guesses: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Counts [K, K] int64 of (true class, predicted class); `IGNORED` counts nowhere.
+    """Confusion matrix [K, K] int64 of (true class, predicted class), without `IGNORED`.
 
-    Matrices of minibatches add up. Arguments as those of `per_class`.
+    Matrices of minibatches add up. Arguments as in `per_class`.
     """
     counted = (truth != IGNORED).flatten()
     truth = torch.where(counted, truth.flatten(), 0)
@@ -159,10 +158,10 @@ def from_confusion(matrix: Tensor) -> Tensor:
 
 
 def class_accuracies(counts: Tensor) -> Tensor:
-    """Accuracy of each class [K], NaN where it does not occur, of `per_class` counts."""
+    """Accuracy of each class [K] from `per_class` counts, NaN where it does not occur."""
     return counts[:, 0] / counts[:, 1]
 
 
 def class_ious(counts: Tensor) -> Tensor:
-    """Intersection over union of each class [K], NaN where it occurs nowhere."""
+    """Intersection over union of each class [K], NaN where it does not occur."""
     return counts[:, 0] / (counts[:, 1] + counts[:, 2] - counts[:, 0])

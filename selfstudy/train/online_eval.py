@@ -1,7 +1,7 @@
-"""What a pretraining's features are worth while it trains, from a validation's first images.
+"""Online evaluation of pretraining: feature quality on the first validation images.
 
-Losses of methods cannot be compared, and a collapse can look like success; these numbers can,
-and tell it. They are read from frozen features and change nothing in the training.
+Unlike the losses of methods, these metrics are comparable and reveal a collapse. They are
+computed from detached features and do not influence the training.
 """
 
 import math
@@ -21,31 +21,30 @@ from util.errors import UserError
 HEALTH = ("valid_rank_me", "valid_feature_std")
 CLASSES = ("valid_knn_accuracy", "train_class_acc", "valid_class_acc")
 
-# Spread of features that are nearly a point: the cosine between images is above 0.999. On
+# Below this spread, features collapsed to a point: cosines between images are above 0.999. On
 # digits it is 0.01 to 0.03 where BYOL or SimSiam collapses, and above 0.1 where they learn.
 POINT = 0.03
-LINE = 1.2  # RankMe of features that differ in one direction only
+LINE = 1.2  # RankMe of features on a line
 
 
 @configurable("monitor", denylist=["task"])
 class Monitor:
-    """Keeps the features of a validation's first images, and measures them after it.
+    """Collects features of the first validation images and evaluates them afterwards.
 
-    They are embeddings of the first view as the data set has it, before the task prepares it
-    (rotation turns it).
+    The features are embeddings of the first view before `Task.prepare` (which may rotate it).
     'valid_rank_me' is their effective rank, 'valid_feature_std' their spread on the sphere.
-    Where there are classes, the first half of the images is learnt from: 'valid_knn_accuracy'
-    is how often its nearest neighbours tell the class of the second half, 'train_class_acc' and
-    'valid_class_acc' how often a logistic regression tells those of the first and the second.
-    These are NaN when all labels of the first half are of one class.
+    With classes, the first half of the images is the training set of two classifiers of the
+    second half: 'valid_knn_accuracy' is that of k nearest neighbours, 'valid_class_acc' that of
+    a logistic regression, and 'train_class_acc' the latter's accuracy on the first half. These
+    are NaN if the first half has labels of one class only.
 
     Args:
-        task: what is trained; only a pretext task is watched.
-        every: rounds between two measurements, of which the last round has one; 0 is none.
+        task: the trained task; only pretext tasks are evaluated.
+        every: rounds between two evaluations, the last round included; 0 is never.
         rows: images at most; 2,000 with 256 features and 10 classes take 0.5 s of one core.
         neighbours: k of the nearest neighbours.
-        temperature: of their votes.
-        probe: fit the logistic regression. It takes nearly all of the time, which grows with
+        temperature: of the neighbours' votes.
+        probe: fit the logistic regression, which takes nearly all of the time; it grows with
             images, features and classes.
 
     Raises:
@@ -69,7 +68,7 @@ class Monitor:
         ):
             if not fits:
                 raise UserError(f"monitor.{name} = {value}: expected {expected}")
-        # A validation may go round more than once; no image is to be its own neighbour.
+        # A validation may repeat images; none may be its own neighbour.
         self.rows = min(rows, task.info.rows.get("valid", rows))
         watched = isinstance(task, PretextTask) and self.rows > 1
         self.every = every if watched else 0
@@ -79,7 +78,7 @@ class Monitor:
         self._kept: list[tuple[int, Tensor, Tensor]] = []
 
     def names(self) -> list[str]:
-        """The numbers that each round with a validation has."""
+        """Names of the metrics in every round with a validation."""
         return self._names() if self.every == 1 else []
 
     def _names(self) -> list[str]:
@@ -87,7 +86,7 @@ class Monitor:
         return [*HEALTH, *(known if self.classes else ())]
 
     def begin(self, number: int, rounds: float) -> None:
-        """Told before the validation of round `number`, counted from 1, of so many."""
+        """Called before validation of round `number` (1-based) of `rounds`."""
         due = self.every and (number % self.every == 0 or number >= rounds)
         self._wanted, self._kept = self.rows if due else 0, []
 
@@ -103,51 +102,51 @@ class Monitor:
             self._kept.append((step, feats.pooled.float(), classes))
 
     def numbers(self) -> dict[str, float]:
-        """What was kept of the validation, measured; the same in all processes.
+        """Evaluate the features kept from the validation; the same in all processes.
 
         Returns:
-            As `names`, in a round that is due and has a validation; otherwise nothing.
+            The metrics by name, empty in a round without evaluation.
         """
         if not self._wanted:
             return {}
         kept, self._kept = self._kept, []
         if distributed.size() > 1:
             kept = [(step, *(part.cpu() for part in parts)) for step, *parts in kept]
-            kept = [each for found in distributed.gather_objects(kept) for each in found]
-        found = self._measured(kept) if distributed.rank() == 0 else None
-        return distributed.broadcast_object(found)
+            kept = [item for part in distributed.gather_objects(kept) for item in part]
+        metrics = self._measure(kept) if distributed.rank() == 0 else None
+        return distributed.broadcast_object(metrics)
 
-    def _measured(self, kept: list[tuple[int, Tensor, Tensor]]) -> dict[str, float]:
+    def _measure(self, kept: list[tuple[int, Tensor, Tensor]]) -> dict[str, float]:
         if not kept:
             return {}
-        _, features, classes = zip(*sorted(kept, key=lambda each: each[0]), strict=True)
+        _, features, classes = zip(*sorted(kept, key=lambda item: item[0]), strict=True)
         features = torch.cat(features)[: self._wanted]
         classes = torch.cat(classes)[: self._wanted]
-        if not features.isfinite().all():  # the network has diverged
+        if not features.isfinite().all():  # diverged
             return dict.fromkeys(self._names(), math.nan)
-        found = [monitors.rank_me(features).item(), monitors.feature_std(features).item()]
+        measured = [monitors.rank_me(features).item(), monitors.feature_std(features).item()]
         if self.classes:
             counted = classes != IGNORED
-            found += self._classified(features[counted], classes[counted])
-        return dict(zip(self._names(), found, strict=True))
+            measured += self._class_accuracies(features[counted], classes[counted])
+        return dict(zip(self._names(), measured, strict=True))
 
-    def _classified(self, features: Tensor, classes: Tensor) -> list[float]:
-        """The accuracies of `CLASSES` that are wanted."""
+    def _class_accuracies(self, features: Tensor, classes: Tensor) -> list[float]:
+        """Accuracies in the order of `CLASSES`, without those of the probe if it is off."""
         half = len(features) // 2
         known, bank = classes[:half], features[:half]
         if known.unique().numel() < 2:
             return [math.nan] * (len(self._names()) - len(HEALTH))
         options = self.neighbours, self.temperature
         guesses = monitors.nearest_classes(features[half:], bank, known, *options)
-        found = [(guesses == classes[half:]).float().mean().item()]
-        return found + (half_half(features, classes) if self.probe else [])
+        accuracies = [(guesses == classes[half:]).float().mean().item()]
+        return accuracies + (half_half(features, classes) if self.probe else [])
 
 
 def half_half(features: Tensor, classes: Tensor) -> list[float]:
-    """Accuracies on both halves of a logistic regression that was fitted to the first.
+    """Accuracies of a logistic regression fitted to the first half, on both halves.
 
-    With liblinear, one class against the rest, at most 100 iterations, as in the contrastive
-    family's code; features are taken as they are.
+    With liblinear, one-vs-rest, at most 100 iterations, as in the code of the contrastive
+    family (untitled-ai/self_supervised); features are not standardised.
 
     Args:
         features: [N, D].
@@ -159,7 +158,7 @@ def half_half(features: Tensor, classes: Tensor) -> list[float]:
 
     half = len(features) // 2
     x, y = features.cpu().double().numpy(), classes.cpu().numpy()
-    # A seed of its own, or it would draw from numpy's.
+    # A fixed seed, else it would draw from numpy's global state.
     binary = LogisticRegression(solver="liblinear", max_iter=100, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -167,11 +166,11 @@ def half_half(features: Tensor, classes: Tensor) -> list[float]:
     return [float(model.score(x[part], y[part])) for part in (slice(half), slice(half, None))]
 
 
-def collapsed(numbers: dict[str, Any]) -> bool:
-    """Whether a round's numbers tell that the network sees hardly a difference between images.
+def has_collapsed(numbers: dict[str, Any]) -> bool:
+    """Whether a round's metrics indicate a representation collapse.
 
-    Its embedding is nearly a point or a line, or what the method makes of that is nearly a
-    point: 'pretext_spread' of the validation or, where there is none, of the training.
+    The embedding is nearly a point or a line, or the method's projection nearly a point:
+    'pretext_spread' of validation, else of training.
     """
     own = "valid_pretext_spread"
     own = own if own in numbers else "train_pretext_spread"

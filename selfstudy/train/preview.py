@@ -1,4 +1,4 @@
-"""Before a session runs: the metrics of its rounds, and how long it will take."""
+"""Checks of a session before it runs: the metrics of its rounds, and its duration."""
 
 from typing import TYPE_CHECKING
 
@@ -9,16 +9,16 @@ from selfstudy.types import Batch
 if TYPE_CHECKING:
     from selfstudy.train.session import Session
 
-STEPS = 3  # that are timed, after as many that are not
-SMALL = 64  # images of a minibatch that tell the pace of a CPU
-FORWARD = 1 / 3  # of a training step's time, for an image that is only looked at
+STEPS = 3  # timed training steps, after as many for warm-up
+SMALL = 64  # minibatch size that suffices for timing on a CPU
+FORWARD = 1 / 3  # time of an evaluated image, relative to a trained one
 
 
 def rehearse(session: "Session") -> list[str]:
-    """One step on made-up rows, to find before a long run what cannot work.
+    """One training step on placeholder rows, to find errors before a long run.
 
     Args:
-        session: on the device 'meta', which knows shapes and computes nothing.
+        session: on the device 'meta', which tracks shapes without computing.
 
     Returns:
         The metrics that each round will have.
@@ -36,7 +36,7 @@ def rehearse(session: "Session") -> list[str]:
     batch = session.task.prepare(batch, None)
     loss, metrics = session.task.evaluate(batch, session.model(batch))
     loss.backward()
-    session.optimizer.step()  # makes the state that a checkpoint will hold
+    session.optimizer.step()  # initialises the optimizer state, which checkpoints contain
     session.model.after_step(0.0)
     names = [f"{split}_{name}" for split in session.loaders for name in metrics]
     names += session.monitor.names() if "valid" in session.loaders else []
@@ -45,9 +45,9 @@ def rehearse(session: "Session") -> list[str]:
 
 
 def seconds(session: "Session") -> float:
-    """Seconds of all rounds with validation and test, from `STEPS` minibatches.
+    """Estimated seconds of all rounds with validation and test, from `STEPS` minibatches.
 
-    The session is not to be used afterwards.
+    Do not use the session afterwards.
     """
     train = session.loaders["train"]
     steps = session.iters["train"] if session.iters["train"] > 0 else len(train)

@@ -1,4 +1,4 @@
-"""One training run on one device: `Session.round` tells the whole story."""
+"""A training run: `Session.round` is the training, validation and test loop."""
 
 import contextlib
 import math
@@ -23,28 +23,27 @@ SPLITS = ("train", "valid", "test")
 @register("job", "session")
 @configurable("session", denylist=["device"])
 class Session:
-    """Trains a model on a task; knows nothing of Ray, command lines or folders.
+    """Trains a model on a task; independent of Ray, the command line and folders.
 
-    Where several processes have a session each (`processes.Workers`), they train one model:
-    each takes its share of every minibatch, and whole minibatches in turn in evaluation.
-    Results do not depend on their number, up to rounding, unless `batch_norm` is 'local'.
+    Several processes with a session each (`processes.Workers`) train one model: each processes
+    its share of every training minibatch, and every n-th minibatch in evaluation. Results do
+    not depend on the number of processes, up to rounding, unless `batch_norm` is 'local'.
 
     Args:
-        device: where everything runs.
+        device: of model and data.
         model, dataset, task: registered names.
-        train_iters: minibatches a round; -1 is one pass over the rows that are on the device.
-        valid_iters: the same for validation, -1 the whole split, 0 none.
-        test_iters: the same for testing, which happens in the last round only (see
-            `test_every`).
+        train_iters: minibatches per round; -1 is one pass over a block of rows.
+        valid_iters: minibatches per validation; -1 is the whole split, 0 none.
+        test_iters: minibatches per test; -1 is the whole split, 0 none.
         test_every: rounds between two tests; 0 tests in the last round only.
         precision: 'auto' is float32 on a CPU, and on CUDA bfloat16 where it is supported,
             else float16.
         compile: use torch.compile on the model.
-        batch_norm: of several processes: 'sync' normalises over the minibatches of all,
-            'local' over each process's own, and evaluates with the statistics of the first.
-        restore_session: "EXP/name" of a snapshot to continue in full: weights, optimizer,
-            schedule and counters.
-        seed: of everything random.
+        batch_norm: with several processes: 'sync' normalises over all shares of a minibatch,
+            'local' over each process's own; evaluation then uses rank 0's statistics.
+        restore_session: "EXP/name" of a snapshot to resume: weights, optimizer, schedule and
+            counters.
+        seed: of all random numbers.
 
     Raises:
         UserError: names, shapes or settings that do not fit together.
@@ -71,9 +70,8 @@ class Session:
         seed: int = 0,
     ):
         self.device = torch.device(device)
-        self.iters: dict[str, int] = dict(
-            zip(SPLITS, (train_iters, valid_iters, test_iters), strict=True)
-        )
+        counts = train_iters, valid_iters, test_iters
+        self.iters: dict[str, int] = dict(zip(SPLITS, counts, strict=True))
         for split, iters in self.iters.items():
             if iters < -1 or (split == "train" and iters == 0):
                 raise UserError(f"session.{split}_iters = {iters}: -1 is all, else a number")
@@ -86,7 +84,7 @@ class Session:
         self.info = info = self.loaders["train"].dataset.info
         self.task = registry.get("task", task)(info)
         self.monitor = Monitor(self.task)
-        # Weights are drawn on the CPU, the same for every device; 'meta' has none to draw.
+        # Initial weights are drawn on the CPU, to be the same for every device.
         with self.device if self.device.type == "meta" else contextlib.nullcontext():
             self.model = registry.get("model", model)(info)
         if batch_norm == "sync":
@@ -115,19 +113,19 @@ class Session:
         return parts["scheduler"]["milestones"][-1]
 
     def rehearse(self) -> list[str]:
-        """One step on made-up rows, for a session on 'meta'; see `preview.rehearse`."""
+        """One step on placeholder rows, for a session on 'meta'; see `preview.rehearse`."""
         return preview.rehearse(self)
 
     def estimate(self) -> float:
-        """Seconds of the whole run, from a few steps; see `preview.seconds`."""
+        """Estimated seconds of the whole run; see `preview.seconds`."""
         return preview.seconds(self)
 
     def data(self) -> list[DataUse]:
-        """The data file of its splits."""
+        """The data file that is read."""
         return [self.loaders["train"].dataset.use()]
 
     def notes(self) -> dict[str, Any]:
-        """Which weights were loaded, where the model loads some."""
+        """Report of loaded weights, for a model with pretrained ones."""
         return {"weights": self.model.report} if self.model.report else {}
 
     def _loader(self, dataset: str, split: str) -> Loader:
@@ -150,15 +148,14 @@ class Session:
         """One round of training, validation and, when it is due, testing.
 
         Args:
-            report: told the split and the minibatches done, to show progress.
+            report: called with the split, minibatches done and their total, to show progress.
 
         Returns:
-            train_*, valid_* and test_* means, what the `Monitor` finds, the images per second,
-            `mean_accuracy` (that of the validation, or of the training without one),
-            `best_accuracy`, `is_finished`.
+            train_*, valid_* and test_* metrics, those of the `Monitor`, images per second,
+            `mean_accuracy` (of validation, else of training), `best_accuracy`, `is_finished`.
         """
-        # Everything random in a round derives from the seed and the round's number, so that a
-        # resumed run draws what an uninterrupted one would have drawn.
+        # All random numbers of a round derive from the seed and the round's number, so that a
+        # resumed run draws the same ones as an uninterrupted run.
         torch.manual_seed(derived_seed(self.seed, "round", self.rounds_done))
         start = time.perf_counter()
         images = self._train(report)
@@ -170,8 +167,8 @@ class Session:
                 log[split] = self._evaluate(split, report)
         self.rounds_done += 1
         numbers = meters.read(log) | self.monitor.numbers()
-        if not self.log.counted("loss"):
-            numbers["train_counted"] = False  # the loss is NaN and has not diverged
+        if not self.log.has_counted("loss"):
+            numbers["train_counted"] = False  # a NaN loss is then no divergence
         self.schedule.after_round(numbers)
         accuracy = numbers.get("valid_accuracy", numbers.get("train_accuracy"))
         if accuracy is not None:
@@ -223,14 +220,14 @@ class Session:
             self.log.update(states)
             images += len(batch.idxs) * len(batch.views) * distributed.size()
             report("train", step + 1, count)
-        distributed.broadcast_(self.model.buffers())  # of all processes' state one is saved
+        distributed.broadcast_(self.model.buffers())  # rank 0's state is the one saved
         self.log.average()
         return images
 
     @torch.inference_mode()
     def _evaluate(self, split: str, report: Report) -> meters.Meter:
         loader, meter = self.loaders[split], meters.Meter()
-        loader.set_round(self.seed, 0)  # the same draws in every round, so that rounds compare
+        loader.set_round(self.seed, 0)  # same random numbers in every round, to be comparable
         generator = self._generator(split, 0)
         self.model.eval()
         rank, size = distributed.rank(), distributed.size()
@@ -238,18 +235,18 @@ class Session:
             count = len(loader) if self.iters[split] < 0 else self.iters[split]
             for step, batch in enumerate(loader.batches(self.iters[split])):
                 views, batch = batch.views, self.task.prepare(batch, generator)
-                if step % size == rank:  # others are drawn all the same, to draw alike
+                if step % size == rank:  # other ranks' are prepared too: equal random state
                     with self._autocast():
                         out = self.forward(batch)
                         _, states = self.task.evaluate(batch, out)
                         if split == "valid" and self.monitor.wants(step, batch):
                             feats = out.feats
-                            if batch.views[0] is not views[0]:  # the task has changed it
+                            if batch.views[0] is not views[0]:  # the task changed the view
                                 feats = self.model.encode(views[0])
                             self.monitor.keep(step, batch, feats)
                     meter.update(states)
                 report(split, step + 1, count)
-        return meter.merged()
+        return meter.merge()
 
     def _generator(self, split: str, number: int | None = None) -> torch.Generator:
         number = self.rounds_done if number is None else number
@@ -262,7 +259,7 @@ class Session:
         return torch.autocast(self.device.type, self.precision)
 
     def state_dict(self) -> dict:
-        """Everything that a run needs to continue: tensors and plain values."""
+        """Complete state to resume from: tensors and plain values."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -275,7 +272,7 @@ class Session:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue where `state_dict` was taken; every tensor must match."""
+        """Resume from a `state_dict`; every tensor must match."""
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise UserError(
@@ -291,10 +288,10 @@ class Session:
         self.best_accuracy = state["best_accuracy"]
 
     def adopt(self, state: dict) -> None:
-        """Continue another run's state under this configuration's own optimizer settings.
+        """Load another run's state, but keep this configuration's optimizer settings.
 
-        Population based training does so; plainly loaded, the other run's weight decay,
-        momentum and so on would come along.
+        For population based training: `load_state_dict` alone would also load the other
+        run's weight decay, momentum and so on.
         """
         own = [{key: item for key, item in group.items() if key not in ("params", "lr")}
                for group in self.optimizer.param_groups]  # fmt: skip

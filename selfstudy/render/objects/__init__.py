@@ -1,1 +1,1 @@
-"""The ten classes of procedural objects, a file each: a random programme that makes a shape."""
+"""The ten classes of procedural objects, one file each: random shape programs."""

@@ -72,9 +72,9 @@ def _bench_back(shape: Shape, draw: Draw, at: tuple, lean: float, tall: float) -
             x0, y0 = foot + share * (top - foot)
             shape.beam((x0 + 0.03, y0, -half), (x0 + 0.03, y0, half), 0.05, 0.03)
         for place in np.linspace(-half * 0.92, half * 0.92, count):
-            one, two = foot + 0.25 * (top - foot), foot + 0.95 * (top - foot)
+            start, end = foot + 0.25 * (top - foot), foot + 0.95 * (top - foot)
             shape.beam(
-                (one[0] + 0.03, one[1], place), (two[0] + 0.03, two[1], place), 0.03, 0.02
+                (start[0] + 0.03, start[1], place), (end[0] + 0.03, end[1], place), 0.03, 0.02
             )
         return
     for share in np.linspace(0.95, 0.35, count):

@@ -1,4 +1,4 @@
-"""What several classes are made of."""
+"""Parts shared by several classes."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ Draw = np.random.Generator
 
 
 def chance(draw: Draw, share: float) -> bool:
-    """True with this probability."""
+    """True with probability `share`."""
     return bool(draw.random() < share)
 
 
@@ -44,7 +44,7 @@ def slats(
     """Boards that share the box between two corners along an axis, `fill` of it solid."""
     step = (high[axis] - low[axis]) / count
     for index in range(count):
-        one, two = low.copy(), high.copy()
-        one[axis] = low[axis] + (index + (1 - fill) / 2) * step
-        two[axis] = one[axis] + fill * step
-        shape.box(one, two)
+        start, end = low.copy(), high.copy()
+        start[axis] = low[axis] + (index + (1 - fill) / 2) * step
+        end[axis] = start[axis] + fill * step
+        shape.box(start, end)
