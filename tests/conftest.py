@@ -35,9 +35,10 @@ def _tell():
 
 # Files whose tests wait most of the time: each of them may run beside the others.
 WAITING = {
-    "test_distributed.py", "test_docs.py", "test_evaluation.py", "test_extra.py", "test_faults.py",
-    "test_golden.py", "test_install.py", "test_main.py", "test_notebooks.py", "test_readme.py",
-    "test_render_command.py", "test_render_produce.py", "test_stages.py", "test_study.py",
+    "test_distributed.py", "test_docs.py", "test_evaluation.py", "test_extra.py",
+    "test_faults.py", "test_golden.py", "test_install.py", "test_main.py",
+    "test_notebooks.py", "test_readme.py", "test_render_command.py",
+    "test_render_produce.py", "test_stages.py", "test_study.py",
 }  # fmt: skip
 
 
