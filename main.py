@@ -142,14 +142,14 @@ def run_study(args: argparse.Namespace, name: str) -> int:
     if args.resume:
         if args.settings or args.gin_param:
             raise UserError("--resume: a study's -p and --set are settled; choose another -e")
-        found = study.stored(args.exp_id, accept_changes=bool(args.ray_config))
+        planned_study = study.stored(args.exp_id, accept_changes=bool(args.ray_config))
     else:
         exp_id = args.exp_id or plans.fresh_id()
-        found = study.make(exp_id, name, tuple(args.settings), tuple(args.gin_param))
+        planned_study = study.make(exp_id, name, tuple(args.settings), tuple(args.gin_param))
     options = run.RunOptions(args.local_mode, args.address, args.quiet)
-    checked = study.check(found, prepare=not args.dry_run, resumed=args.resume)
-    study.show(found, checked, options)
-    return 0 if args.dry_run else study.run(found, checked, options)
+    checked = study.check(planned_study, prepare=not args.dry_run, resumed=args.resume)
+    study.show(planned_study, checked, options)
+    return 0 if args.dry_run else study.run(planned_study, checked, options)
 
 
 @reports_errors
@@ -188,7 +188,7 @@ def main() -> int:
         return 0
     from selfstudy import devices
 
-    found = run.check(plan, ray_args, prepare=not args.dry_run, resumed=args.resume)
+    checks = run.check(plan, ray_args, prepare=not args.dry_run, resumed=args.resume)
     resources: dict[str, float] = plan.exp_args["resources_per_trial"]
     gpus = 0 if args.address else devices.gpus()
     if not args.address:
@@ -198,13 +198,13 @@ def main() -> int:
 
         cluster.check_address(args.address)
     if args.dry_run:
-        run.show_plan(plan, found, resources, gpus)
+        run.show_plan(plan, checks, resources, gpus)
         return 0
     print(f"experiment {plan.exp_id}: {plan.total} trials, in {plan.folder}")
-    run.show_room(plan, found)
+    run.show_room(plan, checks)
     options = run.RunOptions(args.local_mode, args.address, args.quiet)
-    result = run.execute(plan, ray_args, found, options, args.resume, bool(args.settings))
-    follow_up(plan, result, found.leaves_weights)
+    result = run.execute(plan, ray_args, checks, options, args.resume, bool(args.settings))
+    follow_up(plan, result, checks.leaves_weights)
     return result.code
 
 

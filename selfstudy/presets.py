@@ -83,26 +83,26 @@ NEEDLESS = {
 # Method -> what it binds, and the values of switches that make it up (a tuple: any of them).
 _ALONE = {"use_negative_examples_from_queue": False, "use_negative_examples_from_batch": False}
 _BATCH = {"use_negative_examples_from_queue": False, "use_negative_examples_from_batch": True}
-_LAGS = {"use_lagging_model": True, "use_eqco_margin": False}
-_TWINS = {"use_lagging_model": False, "use_eqco_margin": False, "loss_constant_factor": 1}
+_MOMENTUM = {"use_lagging_model": True, "use_eqco_margin": False}
+_SIAMESE = {"use_lagging_model": False, "use_eqco_margin": False, "loss_constant_factor": 1}
 _BOTH = "use_both_augmentations_as_queries"
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "moco": ({"session.task": "MoCoTask"}, {**_LAGS, "loss_type": ("ce", "bce", "ip")}),
+    "moco": ({"session.task": "MoCoTask"}, {**_MOMENTUM, "loss_type": ("ce", "bce", "ip")}),
     "eqco": (
-        {"session.task": "EqCoTask"}, {**_LAGS, "use_eqco_margin": True, "loss_type": "ce"}
+        {"session.task": "EqCoTask"}, {**_MOMENTUM, "use_eqco_margin": True, "loss_type": "ce"}
     ),
     "byol": (
         {"session.task": "BYOLTask"},
-        {**_LAGS, **_ALONE, _BOTH: True, "loss_type": "ip", "loss_constant_factor": 2},
+        {**_MOMENTUM, **_ALONE, _BOTH: True, "loss_type": "ip", "loss_constant_factor": 2},
     ),
     "simclr": (
         {"session.task": "SimCLRTask", "SimCLRTask.same_view_negatives": False,
          "SimCLRTask.factor": 2},
-        {**_TWINS, **_BATCH, _BOTH: True, "loss_type": "ce"},
+        {**_SIAMESE, **_BATCH, _BOTH: True, "loss_type": "ce"},
     ),
     "vicreg": (
         {"session.task": "VICRegTask"},
-        {**_TWINS, **_ALONE, _BOTH: False, "loss_type": "vic"},
+        {**_SIAMESE, **_ALONE, _BOTH: False, "loss_type": "vic"},
     ),
 }  # fmt: skip
 # Data set -> files before the recipe and after it. A round is an epoch, unless ROUNDS has more.
@@ -158,14 +158,14 @@ class Preset:
         bindings, wanted = self._method(params)
         parts = _parts(_spec(files, bindings))
         for name in sorted(wanted, key=lambda name: name in SWITCHES):  # no queue outdoes a K
-            found = _bound(name, wanted[name], parts, ROUNDS.get(dataset, 1))
-            if found is None and name in params:
+            bound = _bound(name, wanted[name], parts, ROUNDS.get(dataset, 1))
+            if bound is None and name in params:
                 raise UserError(
                     f"{self}({name}={wanted[name]!r}): leave it out, "
                     f"{parts['session']['task']} with {parts['optimizer']['optim_fn']} has no "
                     "use for it"
                 )
-            bindings |= found or {}
+            bindings |= bound or {}
         self.spec = _spec(files, bindings | (gin or {}))
         _parts(self.spec)  # whether all of it is known and fits
 
@@ -182,10 +182,12 @@ class Preset:
         tried = (self.method, *METHODS)
         method = next((name for name in tried if _fits(name, chosen)), None)
         if not method:
-            told = ", ".join(f"{name}={params[name]!r}" for name in SWITCHES if name in params)
+            switches = ", ".join(
+                f"{name}={params[name]!r}" for name in SWITCHES if name in params
+            )
             raise UserError(
-                f"{self}({told}): no method is like that; without a lagging model there are "
-                "VICReg (loss_type='vic') and SimCLR (loss_type='ce', negatives from the batch "
+                f"{self}({switches}): no method is like that; without a momentum encoder there "
+                "are VICReg (loss_type='vic') and SimCLR (loss_type='ce', negatives from the batch "
                 "alone, both augmentations as queries)"
             )
         bindings: dict[str, Any] = {}
@@ -226,19 +228,21 @@ class Preset:
             UserError: it exists with other bindings, is being run, or has failed.
         """
         plan, ray_args = self._plan(exp_id or plans.fresh_id(), settings)
-        found = preflight.check(plan, ray_args, prepare=True, resumed=plan.exists())
+        checks = preflight.check(plan, ray_args, prepare=True, resumed=plan.exists())
         resources, _ = fit_resources(
             plan.exp_args["resources_per_trial"], cpus(), devices.gpus()
         )
         (row,) = plan.rows
         last = plan.last(row)
         shown = {
-            row.name: TrialProgress({}, found.rounds[row.name], last.get("round", 0), last=last)
+            row.name: TrialProgress(
+                {}, checks.rounds[row.name], last.get("round", 0), last=last
+            )
         }
         metric, mode = plan.objectives[0]
         with plan.lock(), Interrupts(plan.folder) as interrupts:
             if not plan.exists():
-                plan.write(found.data, devices.names())
+                plan.write(checks.data, devices.names())
             plan.begin()
             with ProgressTable(
                 shown, total=1, metric=metric, mode=mode, quiet=quiet
@@ -277,7 +281,7 @@ class EqCo(Preset):
 
 
 class BYOL(Preset):
-    """A prediction of the lagging copy's view; batch norm in the MLPs, LARS."""
+    """Predicts the EMA teacher's projection; batch norm in the MLPs, LARS."""
 
     method = recipe = "byol"
     switches = FAMILY | METHODS["byol"][1]

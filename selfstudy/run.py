@@ -91,36 +91,38 @@ def check(plan: Plan, ray_args: RayArgs, prepare: bool, resumed: bool) -> "Prefl
     return preflight.check(plan, ray_args, prepare, resumed, search=search)
 
 
-def show_plan(plan: Plan, found: "Preflight", resources: dict[str, float], gpus: float) -> None:
+def show_plan(
+    plan: Plan, checks: "Preflight", resources: dict[str, float], gpus: float
+) -> None:
     """Print the trials with what varies between them, and what each asks for."""
     if plan.rows:
-        print(summary.plan_table(plan, list(found.rounds.values())))
+        print(summary.plan_table(plan, list(checks.rounds.values())))
     more = plan.total - len(plan.rows)
     if more:
         print(f"{more} trials that a search will choose ({plan.exp_args['search_alg']})")
     side = trials_at_once(resources, cpus(), gpus)
     print(f"{plan.total} trials, {packing(resources, cpus(), gpus)}; "
           f"results in {plan.folder}")  # fmt: skip
-    show_room(plan, found)
-    print(summary.duration(plan, found.total(plan), side))
+    show_room(plan, checks)
+    print(summary.duration(plan, checks.total(plan), side))
 
 
-def show_room(plan: Plan, found: "Preflight") -> None:
+def show_room(plan: Plan, checks: "Preflight") -> None:
     """Print what checkpoints will take of the disk; refuse what cannot fit."""
     from selfstudy.experiment import disk
 
-    needed = disk.estimate(plan, found.bytes, max([found.typical, *found.rounds.values()]))
+    needed = disk.estimate(plan, checks.bytes, max([checks.typical, *checks.rounds.values()]))
     if needed:
         print(disk.check_room(plan, needed))
 
 
-def shown(plan: Plan, found: "Preflight") -> dict[str, TrialProgress]:
+def initial_progress(plan: Plan, checks: "Preflight") -> dict[str, TrialProgress]:
     """The trials as the progress shows them."""
     statuses, trials = plan.statuses(), {}
     for row in plan.rows:
         last, status = plan.last(row), statuses[row.name]
         status = status if status in ("done", "stopped", "diverged") else "planned"
-        rounds = found.rounds[row.name]
+        rounds = checks.rounds[row.name]
         trials[row.name] = TrialProgress(
             row.overrides, rounds, last.get("round", 0), status, last
         )
@@ -130,7 +132,7 @@ def shown(plan: Plan, found: "Preflight") -> dict[str, TrialProgress]:
 def execute(
     plan: Plan,
     ray_args: RayArgs,
-    found: "Preflight",
+    checks: "Preflight",
     options: RunOptions,
     resumed: bool = False,
     changed: bool = False,
@@ -140,25 +142,25 @@ def execute(
     Args:
         plan: what to run; it is written down first.
         ray_args: the entries of its ray config, with Ray's objects.
-        found: what the checks have found.
+        checks: of its trials, from `check`.
         options: with Ray or without.
         resumed: the plan is on the disk already.
         changed: ... and differs from the one there by `--set`.
     """
     try:
-        return _executed(plan, ray_args, found, options, resumed, changed)
+        return _executed(plan, ray_args, checks, options, resumed, changed)
     except KeyboardInterrupt as error:  # the second one, which waits for nothing
         return RunResult(getattr(error, "code", CODES[signal.SIGINT]), "interrupted")
 
 
-def _executed(plan, ray_args, found, options, resumed, changed) -> RunResult:
+def _executed(plan, ray_args, checks, options, resumed, changed) -> RunResult:
     from selfstudy import devices
 
     start = time.monotonic()
     with plan.lock(), Interrupts(plan.folder) as interrupts:
         if not resumed:
             refuse_existing(plan.exp_id, plan.exists())
-            plan.write(found.data, devices.names())
+            plan.write(checks.data, devices.names())
         elif changed:
             plan.write_plan()
         left = len(plan.unfinished()) + plan.total - len(plan.rows)
@@ -169,7 +171,7 @@ def _executed(plan, ray_args, found, options, resumed, changed) -> RunResult:
         unsaved: dict[str, str] = {}
         if left:
             try:
-                failed, unsaved = _run(plan, ray_args, found, interrupts, options)
+                failed, unsaved = _run(plan, ray_args, checks, interrupts, options)
             except UserError:  # such as a cluster that cannot be used
                 plan.forget()
                 raise
@@ -201,7 +203,7 @@ def upload(folder: Path) -> None:
 def _run(
     plan: Plan,
     ray_args: RayArgs,
-    found: "Preflight",
+    checks: "Preflight",
     interrupts: Interrupts,
     options: RunOptions,
 ) -> Outcome:
@@ -210,7 +212,7 @@ def _run(
     if options.local:
         wanted = plan.exp_args["resources_per_trial"]
         resources, notes = fit_resources(wanted, cpus(), devices.gpus())
-        with _progress(plan, found, options, notes, interrupts) as progress:
+        with _progress(plan, checks, options, notes, interrupts) as progress:
             from selfstudy.experiment import local
 
             return local.run(plan, progress, resources, interrupts)
@@ -222,7 +224,7 @@ def _run(
         resources, notes = fit_resources(plan.exp_args["resources_per_trial"], *have)
         if plan.total > 1:
             print(packing(resources, *have), flush=True)
-        with _progress(plan, found, options, notes, interrupts) as progress:
+        with _progress(plan, checks, options, notes, interrupts) as progress:
             return runner.run(
                 plan,
                 ray_args,
@@ -231,7 +233,7 @@ def _run(
                 interrupts,
                 options.quiet,
                 have,
-                found.typical,
+                checks.typical,
             )
     finally:
         cluster.stop()
@@ -245,14 +247,14 @@ def diverged(plan: Plan) -> bool:
 @contextlib.contextmanager
 def _progress(
     plan: Plan,
-    found: "Preflight",
+    checks: "Preflight",
     options: RunOptions,
     notes: list[str],
     interrupts: Interrupts,
 ) -> Iterator[ProgressTable]:
     metric, mode = plan.objectives[0]
     quiet = options.quiet or plan.exp_args["verbose"] == 0
-    trials = shown(plan, found)
+    trials = initial_progress(plan, checks)
     with ProgressTable(
         trials, total=plan.total, metric=metric, mode=mode, quiet=quiet
     ) as progress:

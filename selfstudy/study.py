@@ -121,10 +121,10 @@ def stored(exp_id: str, accept_changes: bool = False) -> Study:
     """
     path = under_experiments(exp_id) / paths.STUDY
     try:
-        found = files.read_json(path)
-        ray, digest = found["ray"], found["digest"]
-        settings, params = tuple(found["settings"]), tuple(found["params"])
-        command = found["command"]
+        record = files.read_json(path)
+        ray, digest = record["ray"], record["digest"]
+        settings, params = tuple(record["settings"]), tuple(record["params"])
+        command = record["command"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if rayconfig.digest(ray) != digest and not accept_changes:
@@ -156,14 +156,14 @@ def check(study: Study, prepare: bool, resumed: bool) -> list["Preflight"]:
     if prepare and not resumed:
         runs.refuse_existing(study.exp_id, study.folder.exists())
     registry.discover()
-    found, promised = [], set()
+    checks, promised = [], set()
     for stage, plan in study.stages:
         _require_made(study, plan, promised)
         begun = resumed and plan.exists()
-        found.append(preflight.check(plan, stage.ray_args, prepare, begun, promised))
+        checks.append(preflight.check(plan, stage.ray_args, prepare, begun, promised))
         if stage.move:
             promised |= {_destination(stage, plan, row) for row in plan.rows}
-    return found
+    return checks
 
 
 def _destination(stage: Stage, plan: Plan, row: plans.Row) -> str:
@@ -183,12 +183,12 @@ def _require_made(study: Study, plan: Plan, promised: set[str]) -> None:
                             f"snapshot '{name}'{nearest(name, promised)}")  # fmt: skip
 
 
-def show(study: Study, found: list["Preflight"], options: runs.RunOptions) -> None:
+def show(study: Study, checks: list["Preflight"], options: runs.RunOptions) -> None:
     """Print the stages with what they vary and how long they may take."""
     from selfstudy import devices
 
     rows, whole = [], 0.0
-    for (stage, plan), checked in zip(study.stages, found, strict=True):
+    for (stage, plan), checked in zip(study.stages, checks, strict=True):
         each = None
         if not options.address:  # whose machines are not known here
             have = cpus(), devices.gpus()
@@ -203,8 +203,8 @@ def show(study: Study, found: list["Preflight"], options: runs.RunOptions) -> No
     print(study.question)
     print(table(rows, ["stage", "trials", "of", "rounds", "trial time"]))
     unknown = any(row[-1] == "?" for row in rows)
-    told = f"about {clock(whole)}, from a few minibatches of each kind of trial"
-    print(f"time: {'not known: no data here, or a cluster' if unknown else told}; "
+    estimate = f"about {clock(whole)}, from a few minibatches of each kind of trial"
+    print(f"time: {'not known: no data here, or a cluster' if unknown else estimate}; "
           f"results in {study.folder}")  # fmt: skip
 
 
@@ -241,26 +241,33 @@ def _kind(row: plans.Row) -> str:
 # ---- running --------------------------------------------------------------------------------
 
 
-def run(study: Study, found: list["Preflight"], options: runs.RunOptions) -> int:
+def run(study: Study, checks: list["Preflight"], options: runs.RunOptions) -> int:
     """Run the stages one after another and write the report; returns the exit code."""
     start = time.monotonic()
     study.write()
     code = 0
-    for number, ((stage, plan), checked) in enumerate(zip(study.stages, found, strict=True)):
-        print(f"\n{study.exp_id}, stage {number + 1} of {len(study.stages)}: {stage.name}, "
+    for number, ((stage, plan), checked) in enumerate(
+        zip(study.stages, checks, strict=True), 1
+    ):
+        print(f"\n{study.exp_id}, stage {number} of {len(study.stages)}: {stage.name}, "
               f"{plan.total} trials", flush=True)  # fmt: skip
         result = _run_stage(study, stage, plan, checked, options)
-        code = max(code, result.code)
         if result.early:
             result.follow_up(study.exp_id)
             return result.code
+        code = max(code, result.code)
+    path = _write_report(study)
+    print(f"\n{clock(time.monotonic() - start)} in all; open {path}")
+    return code
+
+
+def _write_report(study: Study) -> Path:
     from selfstudy.analysis import report
 
     path = study.folder / REPORT
     report.write([study.exp_id], path)
     runs.upload(study.folder)
-    print(f"\n{clock(time.monotonic() - start)} in all; open {path}")
-    return code
+    return path
 
 
 def _run_stage(

@@ -1,1 +1,1 @@
-"""Many trials: planned, checked, run, told."""
+"""Many trials, without Ray: planned, checked, run and summarised."""

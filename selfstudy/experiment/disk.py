@@ -50,13 +50,13 @@ def check_room(plan: Plan, needed: int) -> str:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    told = f"checkpoints: {words(needed)} of {words(free)} free"
+    room = f"checkpoints: {words(needed)} of {words(free)} free"
     if needed > free:
         raise UserError(
-            f"{told}: they cannot fit; lower them with --set keep_checkpoints=1 or "
+            f"{room}: they cannot fit; lower them with --set keep_checkpoints=1 or "
             "--set checkpoint_quota=..., or set SELFSTUDY_EXP to another disk"
         )
-    return told
+    return room
 
 
 def enforce(plan: Plan) -> list[Path]:
@@ -74,11 +74,11 @@ def enforce(plan: Plan) -> list[Path]:
     newest: list[tuple[float, Path]] = []
     statuses = plan.statuses()
     for row in plan.rows:
-        found = checkpoints.checkpoints(plan.folder / row.name)
-        sizes |= {folder: _bytes(folder) for folder in found}
+        folders = checkpoints.checkpoints(plan.folder / row.name)
+        sizes |= {folder: _bytes(folder) for folder in folders}
         if statuses[row.name] in ("done", "stopped", "diverged"):
-            older += found[:0:-1]
-            newest += [(_worth(plan, row), folder) for folder in found[:1]]
+            older += folders[:0:-1]
+            newest += [(_worth(plan, row), folder) for folder in folders[:1]]
     newest.sort(key=lambda item: item[0])
     gone = []
     used = sum(sizes.values())

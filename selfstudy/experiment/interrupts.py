@@ -28,7 +28,7 @@ class Interrupts:
         folder: the experiment's.
 
     Attributes:
-        say: told once, in words.
+        say: called once, with the reason as text.
         code: the exit code once a signal came, else 0.
     """
 

@@ -20,7 +20,7 @@ def run(
 
     Args:
         plan: as written to disk.
-        progress: told of each round.
+        progress: shows each round.
         resources: of one trial; its CPUs are the number of threads.
         interrupts: tells when to stop.
 

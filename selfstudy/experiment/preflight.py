@@ -1,4 +1,4 @@
-"""What is found out before anything starts: every mistake, and how much there is to do."""
+"""Checks before anything starts: mistakes in any trial, and how much there is to do."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ ASSUMED = ("mean_accuracy", "valid_accuracy", "train_accuracy", "train_loss", "t
 
 @dataclasses.dataclass
 class Preflight:
-    """What the checks of a plan's trials have found.
+    """Results of the checks of a plan's trials.
 
     Attributes:
         rounds: how long each trial is, by its name.
@@ -75,37 +75,39 @@ def check(
     Raises:
         UserError: whatever cannot work.
     """
-    lasts = {row.name: plan.last(row) for row in plan.rows} if resumed else {}
-    left = {row.name for row in plan.unfinished()} if resumed else None
-    todo = [row for row in plan.rows if left is None or row.name in left]
-    known: dict[str, rehearsal.Checked] = {}
-    found: dict[str, rehearsal.Checked] = {}
-    if len(todo) > MANY:
-        print(f"checking {len(todo)} trials", file=sys.stderr)
-    todo = [Row(row.name, _without(row.overrides, promised)) for row in todo]
-    extreme = _extremes(todo)
-    for row in todo:
-        values = {key: item for key, item in row.overrides.items() if not _is_seed(key)}
-        same = repr(values)
-        if same not in known:
-            build = row.name in extreme
-            known[same] = rehearsal.check(plan.spec, row.overrides, build, prepare)
-        found[row.name] = known[same]
-    rest = _check_search(plan, ray_args, prepare, [*known.values()], search) if search else []
-    some = [*found.values(), *rest]
-    rounds = {
-        row.name: found[row.name].rounds if row.name in found
-        else lasts[row.name].get("rounds", 0) for row in plan.rows
-    }  # fmt: skip
-    data = {name: digest for item in some for name, digest in item.data.items()}
-    first = rest[0] if rest else some[0] if some else None
-    return Preflight(
-        rounds,
-        first.rounds if first else 0,
-        max((item.bytes for item in some), default=0),
-        data,
-        all(item.leaves_weights for item in some),
+    left = plan.unfinished() if resumed else plan.rows
+    if len(left) > MANY:
+        print(f"checking {len(left)} trials", file=sys.stderr)
+    trials = _check_trials(plan, [Row(row.name, _without(row.overrides, promised)) for row in left],
+                           prepare)  # fmt: skip
+    others = (
+        _check_search(plan, ray_args, prepare, [*trials.values()], search) if search else []
     )
+    checked = [*trials.values(), *others]
+    return Preflight(
+        rounds={row.name: trials[row.name].rounds if row.name in trials
+                else plan.last(row).get("rounds", 0) for row in plan.rows},
+        typical=(others or checked)[0].rounds if checked else 0,
+        bytes=max((trial.bytes for trial in checked), default=0),
+        data={name: digest for trial in checked for name, digest in trial.data.items()},
+        leaves_weights=all(trial.leaves_weights for trial in checked),
+    )  # fmt: skip
+
+
+def _check_trials(
+    plan: Plan, rows: Sequence[Row], prepare: bool
+) -> dict[str, rehearsal.Checked]:
+    """Row's name -> the check of its values; of repeats with other seeds one is checked."""
+    rehearsed = _extremes(rows)
+    by_values: dict[str, rehearsal.Checked] = {}
+    checked = {}
+    for row in rows:
+        values = {key: item for key, item in row.overrides.items() if not _is_seed(key)}
+        if repr(values) not in by_values:
+            build = row.name in rehearsed
+            by_values[repr(values)] = rehearsal.check(plan.spec, row.overrides, build, prepare)
+        checked[row.name] = by_values[repr(values)]
+    return checked
 
 
 def _without(overrides: dict[str, Any], promised: Collection[str]) -> dict[str, Any]:

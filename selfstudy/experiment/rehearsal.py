@@ -1,4 +1,4 @@
-"""A trial is tried without computing anything: what cannot work is found before it starts."""
+"""Rehearsal of a trial on the device 'meta', to find before the start what cannot work."""
 
 import dataclasses
 import warnings
@@ -19,7 +19,7 @@ CARD_BYTES = 10_000  # of a checkpoint beside its tensors
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What `check` found out about a trial.
+    """Result of `check` of one trial.
 
     Attributes:
         parts: every configurable that it would build, with its values.
@@ -131,4 +131,4 @@ def _tensors(value: Any) -> list[torch.Tensor]:
         return [value]
     items = value.values() if isinstance(value, dict) else value
     nested = isinstance(value, (dict, list, tuple))
-    return [found for item in items for found in _tensors(item)] if nested else []
+    return [tensor for item in items for tensor in _tensors(item)] if nested else []

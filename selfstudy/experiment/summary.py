@@ -87,11 +87,11 @@ def results(plan: Plan, failed: dict[str, str], seconds: float) -> str:
 
 def collapse(name: str, line: dict[str, Any]) -> str:
     """What a trial's result that has 'collapsed', the round when it began, tells in a line."""
-    told = [f"{what} {line[key]:.3g}" for key, what in COLLAPSE.items()
+    signs = [f"{what} {line[key]:.3g}" for key, what in COLLAPSE.items()
             if isinstance(line.get(key), float)]  # fmt: skip
     return (
         f"{name}: collapsed in round {line['collapsed']}, it makes nearly the same of all "
-        f"images ({', '.join(told)}); see docs/explanation/pretraining.md"
+        f"images ({', '.join(signs)}); see docs/explanation/pretraining.md"
     )
 
 

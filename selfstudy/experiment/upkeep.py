@@ -18,7 +18,7 @@ class Upkeep:
 
     Args:
         plan: of the experiment.
-        progress: told what was done.
+        progress: shows what was done.
         interrupts: asks running trials to stop when the budget is used.
     """
 

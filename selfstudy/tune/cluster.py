@@ -93,7 +93,7 @@ def start(address: str | None, quiet: bool, folder: Path | None) -> tuple[float,
     # Workers put the driver's folder first on their path: a file of the user's called util.py
     # there would replace ours.
     os.chdir(paths.ROOT)
-    # A failure is told in one line by `_Watch`, its traceback lies in the trial's folder.
+    # `_Watch` reports a failure in one line; its traceback lies in the trial's folder.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.CRITICAL}
     if address:
@@ -257,15 +257,15 @@ def spread(
             waiting[run.remote(shared, task)] = task
         if not waiting:
             return
-        (found, *_), _ = ray.wait(list(waiting))
+        (done, *_), _ = ray.wait(list(waiting))
         try:
-            result = ray.get(found)
+            result = ray.get(done)
         except ray.exceptions.RayError as error:
-            raise UserError(_told(error)) from error
-        yield waiting.pop(found), result
+            raise UserError(_one_line(error)) from error
+        yield waiting.pop(done), result
 
 
-def _told(error: ray.exceptions.RayError) -> str:
+def _one_line(error: ray.exceptions.RayError) -> str:
     """Why a task failed, in one line."""
     first = getattr(error, "cause", None) or error
     return first.text if isinstance(first, UserError) else f"on a node: {cause(first)}"

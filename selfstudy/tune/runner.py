@@ -145,8 +145,8 @@ class Worker(tune.Trainable):
         if not self._trial or self._failed:
             return {"folder": ""}
         self._record_failure(self._trial.save_last)
-        found = checkpoints.checkpoints(self._folder)
-        return {"folder": str(found[0]) if found else ""}
+        folders = checkpoints.checkpoints(self._folder)
+        return {"folder": str(folders[0]) if folders else ""}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over another trial's state; from its own, a trial continues by itself."""
@@ -182,7 +182,7 @@ class _Watch(tune.Callback):
         self.saved: set[str] = set()
         self.at_work: set[str] | None = None  # while stopping: without those that pause
         self.upkeep = Upkeep(plan, progress, interrupts)
-        self.told_memory = False
+        self.memory_reported = False
 
     def __getstate__(self) -> dict:
         return {}  # Ray stores its callbacks
@@ -243,8 +243,8 @@ class _Watch(tune.Callback):
     def _memory(self, name: str, result: dict[str, Any]) -> None:
         """Say once what share of a GPU a trial really takes."""
         share = self.plan.exp_args["resources_per_trial"].get("gpu", 0)
-        if "gpu_peak_mb" in result and share and not self.told_memory:
-            self.told_memory = True
+        if "gpu_peak_mb" in result and share and not self.memory_reported:
+            self.memory_reported = True
             text = gpu_fit(result["gpu_peak_mb"], result["gpu_total_mb"], share)
             self.progress.say(f"{name}: {text}")
 
@@ -328,7 +328,7 @@ def run(
     Args:
         plan: as written to disk.
         ray_args: the ray config's entries, with its scheduler, search algorithm and space.
-        progress: told of everything.
+        progress: shows what happens.
         resources: of one trial.
         interrupts: tells when to stop.
         quiet: nothing that workers print.

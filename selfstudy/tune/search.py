@@ -2,7 +2,7 @@
 
 A search algorithm suggests, the manifest remembers: each suggestion is a row of the plan
 before it starts. After a restart the unfinished rows come first, Optuna goes on from its own
-file in the experiment's folder, and ASHA and the median rule are told again what they had seen.
+file in the experiment's folder, and ASHA and the median rule get the earlier results again (`replay.py`).
 """
 
 import dataclasses
@@ -80,8 +80,8 @@ def _ends(domain: Domain) -> list[Any]:
 
 def mutations(scheduler: TrialScheduler | None) -> dict[str, Any]:
     """Name -> values of what a population based scheduler changes on the way."""
-    found = getattr(scheduler, "_hyperparam_mutations", None) or {}
-    return dict(found) or dict(getattr(scheduler, "_hyperparam_bounds", None) or {})
+    mutations = getattr(scheduler, "_hyperparam_mutations", None) or {}
+    return dict(mutations) or dict(getattr(scheduler, "_hyperparam_bounds", None) or {})
 
 
 def mutated(scheduler: TrialScheduler | None) -> list[dict[str, Any]]:
@@ -231,7 +231,7 @@ class Search(Searcher):
         space: the search space.
         todo: numbers of the unfinished rows.
         limit: how many trials may run at a time.
-        added: told of each new row.
+        added: called with each new row.
         stopping: whether to suggest nothing more.
     """
 
