@@ -54,7 +54,7 @@ class Changes:
         commit: its name; "" outside of a git checkout.
         edited: paths that differ from the commit.
         new: paths that are in no commit.
-        digest: SHA-256 over the names and contents of all files; "" for a clean commit.
+        digest: SHA-256 over the names and contents of all files; "" for the checkout.
     """
 
     folder: Path

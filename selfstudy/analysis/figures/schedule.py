@@ -180,7 +180,7 @@ def timeline(experiments: "Sequence[Experiment]", save: str | Path | None = None
     import pandas
 
     read = [bars(experiment) for experiment in experiments]
-    runs = [run for one_experiment, _ in read for run in one_experiment]
+    runs = [run for group, _ in read for run in group]
     elapsed = Elapsed([span for _, spans in read for span in spans])
     slots, total = assign_slots(runs), elapsed(LATEST)
     height = 1.6 + 0.22 * min(slots, 24)

@@ -278,6 +278,6 @@ def calc_utility(
     estimate = utilities.utility(base, ours, draws=0)
     spread = []
     for at, n in enumerate(sorted(ours)):
-        one_each = [utilities.utility(base, ours | {n: [value]}, draws=0) for value in ours[n]]
-        spread.append(np.std([repeat.value[at] for repeat in one_each]))
+        singles = [utilities.utility(base, ours | {n: [value]}, draws=0) for value in ours[n]]
+        spread.append(np.std([repeat.value[at] for repeat in singles]))
     return estimate.labels, estimate.value, np.array(spread)
