@@ -208,7 +208,7 @@ _selfstudy() {
     done <<END
 $(_selfstudy_names "$kind" "${root%/}" "$cur")
 END
-    # What ends in '=' or '.' goes on.
+    # No space after '=' or '.': the word continues.
     case $kind in
     param | set) type compopt >/dev/null 2>&1 && compopt -o nospace 2>/dev/null ;;
     esac

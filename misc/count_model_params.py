@@ -32,7 +32,7 @@ CIFAR = DataInfo(
 def parts(model: nn.Module) -> list[tuple[str, int, int]]:
     """(name, parameters, of these trainable) of each part of a model, in its order.
 
-    Two levels of submodules are told apart; what a level holds beside its submodules is
+    Two levels of submodules are listed; what a level holds beside its submodules is
     counted under its own name.
     """
     rows: dict[str, list[int]] = {}

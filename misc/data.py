@@ -49,14 +49,20 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(name: str) -> str:
+def match_dataset(name: str) -> str:
     """The registered data set that is called or begins like `name`, in any case."""
     known = registry.names("dataset")
-    exact = [each for each in known if each.lower() in (name.lower(), f"{name.lower()}dataset")]
-    found = exact or [each for each in known if each.lower().startswith(name.lower())]
-    if len(found) != 1:
+    exact = [
+        name_known
+        for name_known in known
+        if name_known.lower() in (name.lower(), f"{name.lower()}dataset")
+    ]
+    match = exact or [
+        name_known for name_known in known if name_known.lower().startswith(name.lower())
+    ]
+    if len(match) != 1:
         raise UserError(f"no single data set is called '{name}'{nearest(name, known)}")
-    return found[0]
+    return match[0]
 
 
 # ---- verify --------------------------------------------------------------------------------
@@ -80,9 +86,9 @@ def verify(splits: dict[str, BaseDataset]) -> None:
     if stored is None:
         print("sha256   none in the file (original layout)")
         return
-    found = hdf5.content_hash(data.path)
-    if found != stored:
-        raise UserError(f"{data.path} is damaged (sha256 {found}, not {stored}): {hdf5.AGAIN}")
+    digest = hdf5.content_hash(data.path)
+    if digest != stored:
+        raise UserError(f"{data.path} is damaged (sha256 {digest}, not {stored}): {hdf5.AGAIN}")
     print(f"sha256   {stored} ok")
 
 
@@ -113,33 +119,35 @@ def show(data: BaseDataset, path: Path) -> None:
     """
     columns, info = data.store.map(), data.info
     lines = _lines(data, columns)
-    rows = torch.tensor([row for _, found in lines for row in found])
+    rows = torch.tensor([row for _, rows_shown in lines for row in rows_shown])
     images = columns["images"][rows]
     targets = {name: info.kind(name).loaded(columns[name][rows]) for name in info.kinds}
-    views, moved = _augmented(info, images, targets)
+    views, moved = _augment_views(info, images, targets)
     frames = images if images.ndim == 5 else images[:, None]
     raw = [frame.numpy() if info.stored == "uint8" else _displayable(frame, info)
            for frame in frames.unbind(1)]  # fmt: skip
     changed = [_displayable(view, info) for view in views]
-    ends = np.cumsum([len(found) for _, found in lines])[:-1]
+    ends = np.cumsum([len(rows_shown) for _, rows_shown in lines])[:-1]
     blocks: dict[str, list] = {
         name: np.split(np.concatenate(pictures, -1), ends)
         for name, pictures in (("raw", raw), ("augmented", changed))
     }
-    if drawn := [known for _, found in lines if (known := labelled(data.path, found[:2]))]:
+    if drawn := [
+        known for _, rows_shown in lines if (known := draw_labels(data.path, rows_shown[:2]))
+    ]:
         blocks["labels"] = [np.stack(known) for known in drawn]
     starts = [0, *ends.tolist()]
     for name, first, values in (("targets", raw[0], targets), ("moved", changed[0], moved)):
         if values:
             blocks[f"{name}: {_legend(info, values)}"] = [
-                _annotated(info, first, values, range(at, at + min(2, len(found))))
-                for at, (_, found) in zip(starts, lines, strict=True)
+                _annotate_views(info, first, values, range(at, at + min(2, len(rows_shown))))
+                for at, (_, rows_shown) in zip(starts, lines, strict=True)
             ]
     sheet([name for name, _ in lines], blocks, info.input_res).save(path)
     print(f"{path}: {len(rows)} training images: {', '.join(blocks)}")
 
 
-def _augmented(
+def _augment_views(
     info: DataInfo, images: Tensor, targets: dict[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """A view of each frame, and the declared targets that can move along with it."""
@@ -162,14 +170,14 @@ def _lines(data: BaseDataset, columns: dict[str, Tensor]) -> list[tuple[str, lis
         return [("", part.tolist()) for part in parts if len(part)]
     labels = columns["class"].numpy()[rows]
     names = data.classes or [str(label) for label in range(data.info.targets["class"])]
-    found = [(name, rows[labels == label][:ACROSS]) for label, name in enumerate(names)]
-    return [(name, part.tolist()) for name, part in found if len(part)][:LINES]
+    examples = [(name, rows[labels == label][:ACROSS]) for label, name in enumerate(names)]
+    return [(name, part.tolist()) for name, part in examples if len(part)][:LINES]
 
 
 # What a rendered file knows of its pixels, as pictures [3, H, W] of bytes.
 
 
-def labelled(path: Path, rows: list[int]) -> list[np.ndarray]:
+def draw_labels(path: Path, rows: list[int]) -> list[np.ndarray]:
     """Outlines, depth and normals of each row, as far as the file has them."""
     draw = {"instance": outlines, "depth": nearness, "normals": directions}
     pictures = []
@@ -208,7 +216,7 @@ def directions(image: np.ndarray, normals: np.ndarray) -> np.ndarray:
 # What a data set declares, drawn on its images.
 
 
-def _annotated(
+def _annotate_views(
     info: DataInfo, images: np.ndarray, targets: dict[str, Tensor], chosen: range
 ) -> list[np.ndarray]:
     """Pictures [3, h, w] of images [n, 3, H, W]: places and numbers on one, a map on each."""
@@ -218,8 +226,8 @@ def _annotated(
     for row in chosen:
         if len(maps) < len(kinds):
             values = {name: value[row] for name, value in targets.items()}
-            pictures.append(annotated(images[row], info, values))
-        pictures += [coloured(kinds[name], targets[name][row].numpy()) for name in maps]
+            pictures.append(annotate(images[row], info, values))
+        pictures += [colourize(kinds[name], targets[name][row].numpy()) for name in maps]
     return pictures
 
 
@@ -230,7 +238,7 @@ def _legend(info: DataInfo, names: Iterable[str]) -> str:
     return " | ".join([first] * bool(first) + maps)
 
 
-def annotated(image: np.ndarray, info: DataInfo, values: dict[str, Tensor]) -> np.ndarray:
+def annotate(image: np.ndarray, info: DataInfo, values: dict[str, Tensor]) -> np.ndarray:
     """One image, enlarged, with its key points and boxes; labels and numbers as text."""
     scale = max(1, TILE // image.shape[-1])
     large = image.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
@@ -278,7 +286,7 @@ def _text(kind: Target, value: Tensor) -> str:
     return " ".join("?" if v != v or v == IGNORED else f"{v:.3g}" for v in flat)
 
 
-def coloured(kind: Target, values: np.ndarray) -> np.ndarray:
+def colourize(kind: Target, values: np.ndarray) -> np.ndarray:
     """A map as bytes [3, H, W]: classes by the palette, numbers grey, flow as hue and strength.
 
     What is unknown is magenta. Of several channels without a meaning the mean is shown.
@@ -287,17 +295,17 @@ def coloured(kind: Target, values: np.ndarray) -> np.ndarray:
         return directions(values, values * (127 if values.dtype.kind == "f" else 1))
     layer = values[0] if kind.channels and kind.classes else values
     if kind.classes:
-        shown, unknown = PALETTE[layer % len(PALETTE)].transpose(2, 0, 1), layer == IGNORED
+        colours, unknown = PALETTE[layer % len(PALETTE)].transpose(2, 0, 1), layer == IGNORED
     elif kind.vectors == "flow":
-        shown, unknown = _wheel(values.astype(float)), np.isnan(values).any(0)
+        colours, unknown = _wheel(values.astype(float)), np.isnan(values).any(0)
     else:
         layer = values.astype(float).mean(0) if kind.channels else values.astype(float)
         unknown = np.isnan(layer)
         known = layer[~unknown]
         low, high = (known.min(), known.max()) if len(known) else (0, 1)
         grey = (255 * (np.nan_to_num(layer) - low) / max(high - low, 1e-6)).clip(0, 255)
-        shown = np.broadcast_to(grey.astype(np.uint8), (3, *layer.shape))
-    return np.where(unknown, np.array(MAGENTA, np.uint8).reshape(3, 1, 1), shown)
+        colours = np.broadcast_to(grey.astype(np.uint8), (3, *layer.shape))
+    return np.where(unknown, np.array(MAGENTA, np.uint8).reshape(3, 1, 1), colours)
 
 
 def _wheel(flow: np.ndarray) -> np.ndarray:
@@ -347,7 +355,7 @@ def main() -> None:
     """Run the chosen action under the given configuration."""
     arguments = _arguments()
     registry.discover()
-    name = chosen(arguments.name)
+    name = match_dataset(arguments.name)
     configure.load(configure.Spec(tuple(arguments.gin_config), tuple(arguments.gin_param)))
     make = registry.get("dataset", name)
     if arguments.action == "verify":

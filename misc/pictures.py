@@ -37,13 +37,13 @@ def source(trial: TrialRecord) -> str | None:
 @reports_errors
 def main() -> int:
     """Draw the pictures of the command line's trials; 3 when some could not be."""
-    found = [
+    selected = [
         results.find(str(name))
-        for each in _arguments().names
-        for name in results.expand([each])
+        for argument in _arguments().names
+        for name in results.expand([argument])
     ]
-    trials = [one for experiment, trial in found
-              for one in ([trial] if trial else experiment.trials)]  # fmt: skip
+    trials = [record for experiment, trial in selected
+              for record in ([trial] if trial else experiment.trials)]  # fmt: skip
     drawn, failed = 0, 0
     for trial in trials:
         if not (name := source(trial)) or not trial.folder:

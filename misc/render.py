@@ -26,7 +26,7 @@ from selfstudy import extra  # noqa: E402
 from util.environment import cpus  # noqa: E402
 from util.errors import UserError, reports_errors  # noqa: E402
 
-if TYPE_CHECKING:  # it takes seconds to import, and -h needs none of it
+if TYPE_CHECKING:  # slow to import, and not needed for -h
     from selfstudy.render.produce import Spread
     from selfstudy.render.world import World
 
@@ -81,18 +81,19 @@ def is_there(path: Path, recipe: dict) -> bool:
 
     if not path.exists():
         return False
-    found = hdf5.attributes(path).get("recipe")
-    if found != files.plain(recipe):
-        raise UserError(f"{path} is there and {difference(found, files.plain(recipe))}: choose "
+    stored = hdf5.attributes(path).get("recipe")
+    if stored != files.plain(recipe):
+        raise UserError(f"{path} is there and {difference(stored, files.plain(recipe))}: "
+                        "choose "
                         "another NAME, or delete it", 4)  # fmt: skip
     return True
 
 
-def difference(found: dict | None, wanted: dict) -> str:
+def difference(stored: dict | None, wanted: dict) -> str:
     """How the recipe of a file differs from what is wanted, in words."""
-    if not found:
+    if not stored:
         return "was not rendered here"
-    mine, asked = ({**recipe, **recipe.get("world", {})} for recipe in (found, wanted))
+    mine, asked = ({**recipe, **recipe.get("world", {})} for recipe in (stored, wanted))
     words = [f"{key} {mine.get(key)}, not {asked.get(key)}" for key in {**mine, **asked}
              if key != "world" and mine.get(key) != asked.get(key)]  # fmt: skip
     return f"has {'; '.join(words)}"
@@ -121,10 +122,10 @@ def render(path: Path, world: "World", images: int, res: int, args: argparse.Nam
 
     start, workers = time.monotonic(), args.workers or cpus()
     with nodes(args.address) as spread:
-        made = produce.produce(path, world, images, res, workers, spread)
+        count = produce.produce(path, world, images, res, workers, spread)
     seconds = time.monotonic() - start
-    print(f"{path}: {images} pictures, {made} of them now in {seconds:.1f} s "
-          f"({made / seconds:.3g} a second)")  # fmt: skip
+    print(f"{path}: {images} pictures, {count} of them now in {seconds:.1f} s "
+          f"({count / seconds:.3g} a second)")  # fmt: skip
     print(f"sha256 {hdf5.attributes(path)['sha256']}")
 
 

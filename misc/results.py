@@ -47,10 +47,10 @@ def _arguments() -> argparse.Namespace:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(name: str, does: str, as_json: bool = True) -> argparse.ArgumentParser:
-        found = actions.add_parser(name, help=does, description=does)
+        command = actions.add_parser(name, help=does, description=does)
         if as_json:
-            found.add_argument("--json", action="store_true", help="strict JSON, not a table")
-        return found
+            command.add_argument("--json", action="store_true", help="strict JSON, not a table")
+        return command
 
     ls = action("ls", "list the trials of experiments, or all experiments")
     ls.add_argument("experiments", nargs="*", metavar="EXP")
@@ -111,13 +111,13 @@ def list_experiments(as_json: bool) -> None:
     rows = []
     for name in results.experiments():
         try:
-            found = results.read(name)
+            experiment = results.read(name)
         except UserError as error:
             note(f"unreadable: {error.text}")
             continue
-        note_faults(found.unreadable, found.torn)
-        counts = Counter(trial.status for trial in found.trials)
-        rows.append({"exp": name, "trials": len(found.trials), "counts": counts})
+        note_faults(experiment.unreadable, experiment.torn)
+        counts = Counter(trial.status for trial in experiment.trials)
+        rows.append({"exp": name, "trials": len(experiment.trials), "counts": counts})
     if as_json:
         print_json({"experiments": rows})
         return
@@ -130,17 +130,17 @@ def list_experiments(as_json: bool) -> None:
     print(table(cells, ["experiment", "trials", *used]))
 
 
-def list_trials(found: list[Experiment], as_json: bool) -> None:
+def list_trials(experiments: list[Experiment], as_json: bool) -> None:
     """The trials of experiments, in the order of their plans."""
-    trials = [trial for experiment in found for trial in experiment.trials]
-    unreadable = [line for experiment in found for line in experiment.unreadable]
-    torn = sum(experiment.torn for experiment in found)
+    trials = [trial for experiment in experiments for trial in experiment.trials]
+    unreadable = [line for experiment in experiments for line in experiment.unreadable]
+    torn = sum(experiment.torn for experiment in experiments)
     if as_json:
         print_json({"trials": [record(trial) for trial in trials],
                     "unreadable": unreadable, "torn": torn})  # fmt: skip
         return
-    metrics = list(dict.fromkeys(name for one in found for name, _ in one.goals()))
-    print(trial_table(trials, varying(trials), metrics, len(found) > 1))
+    metrics = list(dict.fromkeys(name for record in experiments for name, _ in record.goals()))
+    print(trial_table(trials, varying(trials), metrics, len(experiments) > 1))
     counts = Counter(trial.status for trial in trials)
     parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
     print(f"{quantity(len(trials), 'trial')}: {', '.join(parts)}")
@@ -148,21 +148,25 @@ def list_trials(found: list[Experiment], as_json: bool) -> None:
 
 
 def show_best(
-    found: list[Experiment], count: int, metric: str | None, mode: str | None, as_json: bool
+    experiments: list[Experiment],
+    count: int,
+    metric: str | None,
+    mode: str | None,
+    as_json: bool,
 ) -> None:
     """The best trials by their last round."""
     if count < 1:
         raise UserError(f"-k {count}: expected 1 or more")
-    goals = dict(goal for experiment in found for goal in experiment.goals())
+    goals = dict(goal for experiment in experiments for goal in experiment.goals())
     metric = metric or next(iter(goals))
     mode = mode or goals.get(metric) or ("min" if "loss" in metric else "max")
-    trials = [trial for experiment in found for trial in experiment.trials]
+    trials = [trial for experiment in experiments for trial in experiment.trials]
     best = rank(trials, metric, mode)[:count]
     if as_json:
         print_json({"metric": metric, "mode": mode, "trials": [record(t) for t in best]})
     else:
-        print(trial_table(best, varying(trials), [metric], len(found) > 1))
-    for experiment in found:
+        print(trial_table(best, varying(trials), [metric], len(experiments) > 1))
+    for experiment in experiments:
         note_faults(experiment.unreadable, experiment.torn)
 
 
@@ -214,8 +218,8 @@ def _print_trial(trial: TrialRecord, config: dict[str, str], line: str | None) -
             for name, value in trial.metrics().items()]  # fmt: skip
     if rows:
         print("", table(rows, ["metric", "last", "best"]), sep="\n")
-    given = {name: repr(value) for name, value in trial.overrides.items()}
-    for title, values in (("overrides", given), ("config", config)):
+    overrides = {name: repr(value) for name, value in trial.overrides.items()}
+    for title, values in (("overrides", overrides), ("config", config)):
         if values:
             print(f"\n{title}:")
         for name, value in values.items():
@@ -229,21 +233,21 @@ def _print_trial(trial: TrialRecord, config: dict[str, str], line: str | None) -
 
 def show_diff(names: tuple[str, str], as_json: bool) -> None:
     """What differs between two trials or experiments."""
-    found = [results.find(name) for name in names]
+    trials = [results.find(name) for name in names]
     sides = [compare.settings(experiment, [trial] if trial else experiment.trials)
-             for experiment, trial in found]  # fmt: skip
-    if not any(trial for _, trial in found):
+             for experiment, trial in trials]  # fmt: skip
+    if not any(trial for _, trial in trials):
         sides = [compare.plan_settings(experiment) | side
-                 for (experiment, _), side in zip(found, sides, strict=True)]  # fmt: skip
+                 for (experiment, _), side in zip(trials, sides, strict=True)]  # fmt: skip
     differ = compare.differences(sides)
-    for (_, trial), name in zip(found, names, strict=True):
+    for (_, trial), name in zip(trials, names, strict=True):
         if trial and not results.config(trial):
             note(f"{name} has no {paths.CONFIG} yet: only what it was given is compared")
     if as_json:
         rows = [{"name": name, "a": a, "b": b} for name, (a, b) in differ.items()]
         print_json({"a": names[0], "b": names[1], "differences": rows})
     elif differ:
-        rows = [[name, *map(alternatives, each)] for name, each in differ.items()]
+        rows = [[name, *map(alternatives, settings)] for name, settings in differ.items()]
         print(table(rows, ["name", *names]))
     else:
         note("no differences")
@@ -317,11 +321,11 @@ def main() -> None:
     elif not args.experiments:
         list_experiments(args.json)
     else:
-        found = [results.read(name) for name in results.expand(args.experiments)]
+        experiments = [results.read(name) for name in results.expand(args.experiments)]
         if args.action == "ls":
-            list_trials(found, args.json)
+            list_trials(experiments, args.json)
         else:
-            show_best(found, args.k, args.metric, args.mode, args.json)
+            show_best(experiments, args.k, args.metric, args.mode, args.json)
 
 
 if __name__ == "__main__":

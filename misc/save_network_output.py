@@ -38,7 +38,7 @@ DENSE_AMOUNTS = [100, 250, 1000, 4000]
 TRAIN_PIXELS, HELD_PIXELS = 50000, 5000  # positions of feature maps, as published
 HELD_IMAGES = 1000  # from which those of validation and test are drawn
 BLOCK = 256  # images whose targets are read together
-# All labels, whatever a snapshot was trained on, and each image once.
+# All labels, regardless of a snapshot's label cut, and each image once.
 WHOLE = "\nBaseDataset.semisupervised = None\nBaseDataset.double_sample = False\n"
 
 
@@ -80,15 +80,19 @@ def _arguments() -> argparse.Namespace:
 
 def snapshots(name: str) -> list[str]:
     """The names of the snapshots that `-e` stands for; of a trial the newest."""
-    found = [checkpoints.short_name(folder) for folder in
+    names = [checkpoints.short_name(folder) for folder in
              _below(checkpoints.under_experiments(name))]  # fmt: skip
-    return found or [name]
+    return names or [name]
 
 
 def _below(folder: Path) -> list[Path]:
     if checkpoints.is_snapshot(folder) or checkpoints.checkpoints(folder):
         return [folder]
-    return [found for child in checkpoints.subfolders(folder) for found in _below(child)]
+    return [
+        folder_below
+        for child in checkpoints.subfolders(folder)
+        for folder_below in _below(child)
+    ]
 
 
 @dataclass
@@ -110,10 +114,10 @@ class ProbeData:
     classes: int
 
 
-def datasets(found: Snapshot, args: argparse.Namespace) -> tuple[dict[str, BaseDataset], int]:
+def datasets(snap: Snapshot, args: argparse.Namespace) -> tuple[dict[str, BaseDataset], int]:
     """The splits that hold images, and the seed of their label cut."""
     spec = configure.Spec(tuple(args.gin_config), tuple(args.gin_param))
-    with configure.isolate(found.config + WHOLE, f"{found.name}/config.gin", spec):
+    with configure.isolate(snap.config + WHOLE, f"{snap.name}/config.gin", spec):
         make = registry.get("dataset", configure.value("session", "dataset"))
         data = {split: make(split) for split in SPLITS if split != "test" or args.include_test}
         seed = configure.value("BaseDataset", "label_seed")
@@ -219,43 +223,43 @@ def amounts(args: argparse.Namespace, images: int) -> list[int]:
 
 def process(name: str, args: argparse.Namespace, device: torch.device | None) -> list[dict]:
     """Write the files of one snapshot; returns lines of the table."""
-    found = snapshot.resolve(name)
-    encoder = Encoder(found, device)
-    data, seed = datasets(found, args)
+    snap = snapshot.resolve(name)
+    encoder = Encoder(snap, device)
+    data, seed = datasets(snap, args)
     probe_data = (of_pixels if args.dense else of_images)(encoder, data, seed, args)
     suffix = "_dense" if args.dense else ""
     lines: list[dict] = []
     if args.get_feats:
-        path = found.folder / f"network_output{suffix}.pt"
+        path = snap.folder / f"network_output{suffix}.pt"
         save(probe_data.saved, path)
         counts = {split: len(probe_data.saved[f"{split}_rows"]) for split in data}
-        lines.append({"snapshot": found.name, "file": path.name, **counts})
-    return lines + (train_classifiers(found, probe_data, suffix, args) if args.train_lr else [])
+        lines.append({"snapshot": snap.name, "file": path.name, **counts})
+    return lines + (train_classifiers(snap, probe_data, suffix, args) if args.train_lr else [])
 
 
 def train_classifiers(
-    found: Snapshot, probe_data: ProbeData, suffix: str, args: argparse.Namespace
+    snap: Snapshot, probe_data: ProbeData, suffix: str, args: argparse.Namespace
 ) -> list[dict]:
     """A classifier for each number of labels, beside the snapshot; lines of the table."""
     lines: list[dict] = []
     for amount in amounts(args, probe_data.images):
-        path = found.folder / f"fc{suffix}_{amount}.pt"
+        path = snap.folder / f"fc{suffix}_{amount}.pt"
         accuracy = train(probe_data, amount, path)
-        lines.append({"snapshot": found.name, "file": path.name, **accuracy})
+        lines.append({"snapshot": snap.name, "file": path.name, **accuracy})
     return lines
 
 
 def baselines(name: str, args: argparse.Namespace, device: torch.device | None) -> list[dict]:
     """Lines of what needs no pretraining, on the data of a snapshot: see `--baselines`."""
-    found = snapshot.resolve(name)
-    data, seed = datasets(found, args)
+    snap = snapshot.resolve(name)
+    data, seed = datasets(snap, args)
     args = argparse.Namespace(**vars(args) | {"get_feats": False})
-    untrained = Encoder(found, device, trained=False)
+    untrained = Encoder(snap, device, trained=False)
     features.settle(untrained, data["train"])
     lines: list[dict] = []
-    for encoder in (Pixels(found, device), untrained):
+    for encoder in (Pixels(snap, device), untrained):
         probe_data = of_images(encoder, data, seed, args)
-        of = train_classifiers(found, probe_data, f"_{encoder.kind}", args)
+        of = train_classifiers(snap, probe_data, f"_{encoder.kind}", args)
         lines += [line | {"snapshot": encoder.kind} for line in of]
     return lines
 
@@ -270,8 +274,8 @@ def train(probe_data: ProbeData, amount: int, path: Path) -> dict[str, str]:
     save(
         {"state": model.state(), "amount": amount, "converged": model.converged, **known}, path
     )
-    shown = {split: f"{value:.4f}" for split, value in accuracy.items()}
-    return shown | ({} if model.converged else {"note": "not converged"})
+    accuracies = {split: f"{value:.4f}" for split, value in accuracy.items()}
+    return accuracies | ({} if model.converged else {"note": "not converged"})
 
 
 def save(content: dict[str, Any], path: Path) -> None:

@@ -27,11 +27,11 @@ def command(call):
 def test_names_are_found_by_their_beginning():
     registry.discover()
     for name in ("digits", "DIGITS", "DigitsDataset", "digit"):
-        assert tool.chosen(name) == "DigitsDataset"
-    assert tool.chosen("fashion") == "FashionMNISTDataset"
-    assert tool.chosen("cifar") == "CIFARDataset"
+        assert tool.match_dataset(name) == "DigitsDataset"
+    assert tool.match_dataset("fashion") == "FashionMNISTDataset"
+    assert tool.match_dataset("cifar") == "CIFARDataset"
     with pytest.raises(UserError, match="did you mean 'DigitsDataset'"):
-        tool.chosen("digitz")
+        tool.match_dataset("digitz")
 
 
 def test_prepare_verify_and_damage(command, data_dir):

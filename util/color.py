@@ -1,4 +1,4 @@
-"""Colour spaces and colour changes of whole batches, on whatever device they are.
+"""Colour spaces and colour changes of whole batches, on the device of the input.
 
 An image's channels are the third axis from the end: [..., 3, H, W]. LAB is CIE L*a*b* of
 sRGB under D65 (2 degrees), with the constants of IEC 61966-2-1 and CIE 15.
@@ -50,7 +50,7 @@ def _linear_table(device: torch.device) -> Tensor:
 def response(images: Tensor) -> Tensor:
     """The eye's response g = f(XYZ / white) - f(0) with CIE's f, [..., 3, H, W] float32.
 
-    LAB is the linear map `LAB` of it, without a constant, so whoever changes colours by a
+    LAB is the linear map `LAB` of it, without a constant, so code that changes colours by a
     matrix anyway gets LAB for nothing, and a black pixel stays exactly 0.
 
     Args:

@@ -40,7 +40,7 @@ def _git(folder: Path, *words: str) -> bytes:
         return b""
 
 
-def _listed(folder: Path, *words: str) -> set[str]:
+def _list_files(folder: Path, *words: str) -> set[str]:
     """The paths that a command of git prints when it is given -z."""
     return {os.fsdecode(name) for name in _git(folder, *words).split(b"\0") if name}
 
@@ -54,7 +54,7 @@ class Changes:
         commit: its name; "" outside of a git checkout.
         edited: paths that differ from the commit.
         new: paths that are in no commit.
-        digest: SHA-256 over the names and contents of all files; "" where the commit tells it.
+        digest: SHA-256 over the names and contents of all files; "" for the checkout.
     """
 
     folder: Path
@@ -131,9 +131,9 @@ def _commit(folder: Path) -> str:
     return _git(folder, "rev-parse", "HEAD").decode().strip()
 
 
-def _edited(folder: Path, places: Sequence[str]) -> tuple[str, ...]:
+def _edited_files(folder: Path, places: Sequence[str]) -> tuple[str, ...]:
     words = ("diff", "--name-only", "-z", "--relative", "HEAD", "--", *places)
-    return tuple(sorted(_listed(folder, *words)))
+    return tuple(sorted(_list_files(folder, *words)))
 
 
 def of_project(folder: Path) -> Changes:
@@ -141,23 +141,23 @@ def of_project(folder: Path) -> Changes:
     if not (commit := _commit(folder)):
         return Changes(folder, "")
     words = ("ls-files", "--others", "--exclude-standard", "-z", "--", *PLACES)
-    new = tuple(sorted(_listed(folder, *words)))
-    return Changes(folder, commit, _edited(folder, TRACKED), new)
+    new = tuple(sorted(_list_files(folder, *words)))
+    return Changes(folder, commit, _edited_files(folder, TRACKED), new)
 
 
 def of_extra(folder: Path) -> Changes:
     """How an extra folder differs from its commit; all its files are new where it has none.
 
-    Only Python and gin files count, which git may have been told to ignore.
+    Only Python and gin files count, also those that git ignores.
     """
     own = list(_code(folder))
     digest = hashlib.sha256()
     for name in own:
         digest.update(f"{name}\0{fingerprint(folder / name)}\n".encode(errors="replace"))
     commit = _commit(folder)
-    known = _listed(folder, "ls-files", "-z") if commit else set()
+    known = _list_files(folder, "ls-files", "-z") if commit else set()
     new = tuple(name for name in own if name not in known)
-    edited = _edited(folder, [f"*{end}" for end in ENDINGS]) if commit and known else ()
+    edited = _edited_files(folder, [f"*{end}" for end in ENDINGS]) if commit and known else ()
     # What lies in a checkout of something else, which does not know it, has no commit.
     return Changes(folder, commit if known else "", edited, new, digest.hexdigest())
 
@@ -165,9 +165,9 @@ def of_extra(folder: Path) -> Changes:
 def _code(folder: Path) -> Iterator[str]:
     """Paths of the Python and gin files in a folder, in order; hidden folders are left out."""
     left = MOST_FILES
-    for where, inner, found in os.walk(folder):
+    for where, inner, names in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
-        for name in sorted(found):
+        for name in sorted(names):
             left -= 1
             if left < 0:
                 return
@@ -190,20 +190,20 @@ def git() -> dict[str, Any]:
     if not (commit := code()[0].commit):
         return {}
     tracked = _git(paths.ROOT, "status", "--porcelain", "--untracked-files=no")
-    changed = bool(tracked) or any(one.edited or one.new for one in code())
+    changed = bool(tracked) or any(file.edited or file.new for file in code())
     return {"commit": commit, "changed": changed}
 
 
 @functools.cache
 def versions() -> dict[str, Any]:
     """`{'versions': {package: version}, 'git': {...}}`, read without importing anything."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            by_package[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"versions": found, "git": git()}
+    return {"versions": by_package, "git": git()}
 
 
 def cpus() -> int:

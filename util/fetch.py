@@ -84,9 +84,9 @@ def fetch(url: str, path: Path, md5: str, advice: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(_connect(url), part, f"downloading {url}")
-        found = part.read_bytes()
-        if hashlib.md5(found, usedforsecurity=False).hexdigest() != md5:
-            page = found[:100].lstrip().lower().startswith((b"<!doctype", b"<html"))
+        content = part.read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+            page = content[:100].lstrip().lower().startswith((b"<!doctype", b"<html"))
             raise OSError("an HTML page came" if page else "what came has the wrong checksum")
         os.replace(part, path)
     except (OSError, ValueError) as error:
@@ -102,22 +102,22 @@ def _connect(url: str):
 
 def within(seconds: float, call: Callable[[], Any]) -> Any:
     """What `call` returns; in a thread, because name look-ups ignore every time limit."""
-    found: list[Any] = []
+    outcome: list[Any] = []
 
     def run() -> None:
         try:
-            found.append(call())
+            outcome.append(call())
         except Exception as error:  # handed on to the caller
-            found.append(error)
+            outcome.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not found:
+    if not outcome:
         raise OSError(f"no answer within {seconds:g} seconds")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _download(response, part: Path, text: str) -> None:

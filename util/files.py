@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
 def append_line(path: Path, row: dict) -> None:
     """Append one row of strict JSON in a single write, so that lines never interleave.
 
-    A last line that a killed writer has left unfinished stays a line of its own. A link is not
+    A last line that a killed writer has left unfinished stays a separate line. A link is not
     followed: in a stranger's folder it could lead to any file of the user's.
     """
     line = json.dumps(plain(row), allow_nan=False) + "\n"

@@ -82,15 +82,15 @@ class Forecast:
 
     def __init__(self, trials: Iterable[TrialProgress], total: int, paces: Iterable[float]):
         self.trials = list(trials)
-        self.used = sorted(one.share for one in self.trials
-                           if one.status in ("done", "stopped", "diverged"))  # fmt: skip
+        self.used = sorted(trial.share for trial in self.trials
+                           if trial.status in ("done", "stopped", "diverged"))  # fmt: skip
         self.sums = [0.0, *itertools.accumulate(self.used)]
-        # Within the first round of all, its share tells the pace.
+        # Within the first round of all, its finished share gives the pace.
         self.pace = _median(paces) or _median(
-            (one.since - one.began) / one.within for one in self.trials if one.within
+            (trial.since - trial.began) / trial.within for trial in self.trials if trial.within
         )
         unknown = total - len(self.trials)  # a search will suggest them
-        mean = statistics.fmean(one.rounds for one in self.trials) if self.trials else 1.0
+        mean = statistics.fmean(trial.rounds for trial in self.trials) if self.trials else 1.0
         self.unknown, self.later = unknown, unknown * mean * self._end(0.0)
 
     def _end(self, share: float) -> float:
@@ -99,31 +99,31 @@ class Forecast:
         beyond = len(self.used) - first
         return (self.sums[-1] - self.sums[first]) / beyond if beyond else 1.0
 
-    def rounds_left(self, one: TrialProgress) -> float:
+    def rounds_left(self, trial: TrialProgress) -> float:
         """Rounds that a trial will still do."""
-        ended = one.status in ENDED
-        return 0.0 if ended else max(0.0, self._end(one.share) - one.share) * one.rounds
+        ended = trial.status in ENDED
+        return 0.0 if ended else max(0.0, self._end(trial.share) - trial.share) * trial.rounds
 
     def share(self) -> float:
         """The share of all rounds that is done."""
-        done = sum(one.at for one in self.trials)
+        done = sum(trial.at for trial in self.trials)
         left = sum(map(self.rounds_left, self.trials)) + self.later
         return done / (done + left) if left else 1.0
 
-    def seconds(self, one: TrialProgress, rounds: float, now: float) -> float:
-        """The time that so many rounds of a trial take, what has passed of them deducted."""
-        pace = _median(one.paces) or self.pace or 0.0
-        passed = now - one.since if one.status in AT_WORK else 0.0
+    def seconds(self, trial: TrialProgress, rounds: float, now: float) -> float:
+        """Seconds that a number of rounds of a trial take, minus the time already spent."""
+        pace = _median(trial.paces) or self.pace or 0.0
+        passed = now - trial.since if trial.status in AT_WORK else 0.0
         return max(0.0, pace * rounds - min(passed, pace))
 
     def seconds_left(self, side: int, now: float) -> float | None:
         """Time until all have ended, `side` of them in parallel; None when no pace is known."""
-        times = {id(one): self.seconds(one, self.rounds_left(one), now)
-                 for one in self.trials if one.status not in ENDED}  # fmt: skip
+        times = {id(trial): self.seconds(trial, self.rounds_left(trial), now)
+                 for trial in self.trials if trial.status not in ENDED}  # fmt: skip
         count = len(times) + self.unknown
         if count and self.pace is None:
             return None
-        slowest = max((times[id(one)] for one in self.trials if one.status in AT_WORK),
+        slowest = max((times[id(trial)] for trial in self.trials if trial.status in AT_WORK),
                       default=0.0)  # fmt: skip
         work = sum(times.values()) + self.later * (self.pace or 0.0)
         return max(work / max(1, min(side, count)), slowest)

@@ -91,19 +91,21 @@ def array(file: h5py.File, name: str) -> h5py.Dataset:
         raise UserError(f"{file.filename} has no array '{name}'{nearest(name, map(str, file))}")
     if not isinstance(link, h5py.HardLink):
         raise UserError(f"{where} is a link: only arrays inside the file itself are read")
-    found = file[name]
-    if not isinstance(found, h5py.Dataset) or found.ndim == 0:
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim == 0:
         raise UserError(f"{where} is not an array")
-    if found.external is not None or found.is_virtual:
+    if dataset.external is not None or dataset.is_virtual:
         raise UserError(f"{where} is stored in another file: only arrays inside are read")
-    if found.dtype.newbyteorder("=").name not in DTYPES:
-        raise UserError(f"{where} has type {found.dtype}, expected one of {', '.join(DTYPES)}")
-    if found.compression not in FILTERS or found.scaleoffset is not None:
+    if dataset.dtype.newbyteorder("=").name not in DTYPES:
+        raise UserError(
+            f"{where} has type {dataset.dtype}, expected one of {', '.join(DTYPES)}"
+        )
+    if dataset.compression not in FILTERS or dataset.scaleoffset is not None:
         raise UserError(f"{where} has an unknown filter, expected none, gzip or lzf")
-    written = found.id.get_storage_size() * (MAX_RATIO if found.compression else 1)
-    if found.nbytes > written:
-        raise UserError(f"{where} declares {found.nbytes} bytes but was not fully written")
-    return found
+    written = dataset.id.get_storage_size() * (MAX_RATIO if dataset.compression else 1)
+    if dataset.nbytes > written:
+        raise UserError(f"{where} declares {dataset.nbytes} bytes but was not fully written")
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,13 @@ class Place:
 def locate(path: Path, name: str) -> Place:
     """Where the array `name` of the file at `path` lies; errors as for `array`."""
     with _reading(path) as file:
-        found = array(file, name)
-        dtype, offset = found.dtype, found.id.get_offset()
+        dataset = array(file, name)
+        dtype, offset = dataset.dtype, dataset.id.get_offset()
         if offset is None or not dtype.isnative or offset % dtype.itemsize:
             offset = None
-        elif offset + found.nbytes > os.path.getsize(path):
+        elif offset + dataset.nbytes > os.path.getsize(path):
             raise UserError(f"{path} is truncated: {AGAIN}")
-        return Place(found.shape, dtype.newbyteorder("="), offset)
+        return Place(dataset.shape, dtype.newbyteorder("="), offset)
 
 
 def attributes(path: Path) -> dict:
@@ -141,8 +143,8 @@ def attributes(path: Path) -> dict:
 
 
 def _attributes(file: h5py.File, names: tuple[str, ...]) -> dict:
-    found = {name: file.attrs[name] for name in names if name in file.attrs}
-    values = {name: np.asarray(value).tolist() for name, value in found.items()}
+    stored = {name: file.attrs[name] for name in names if name in file.attrs}
+    values = {name: np.asarray(value).tolist() for name, value in stored.items()}
     for name in {"classes", "recipe", "splits"} & set(values):
         try:
             values[name] = json.loads(values[name])
@@ -220,9 +222,9 @@ def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
 def _read_slowly(path: Path, name: str, runs: list, block: np.ndarray) -> None:
     """Through h5py, in the order of the file, so that no chunk is unpacked twice."""
     with _reading(path) as file:
-        found = array(file, name)
+        dataset = array(file, name)
         for at, row, count in sorted(runs, key=lambda run: run[1]):
-            found.read_direct(block, np.s_[row : row + count], np.s_[at : at + count])
+            dataset.read_direct(block, np.s_[row : row + count], np.s_[at : at + count])
 
 
 def _read_straight(path: Path, place: Place, runs: list, block: np.ndarray, threads: int):

@@ -52,8 +52,8 @@ class Column:
         if not self.shrinks:
             return self.width
         # Half a number says nothing; a heading and a word can still be guessed.
-        whole = max(map(cell_len, self.cells), default=0) if self.right else 0
-        return min(self.width, max(whole, LEAST))
+        width = max(map(cell_len, self.cells), default=0) if self.right else 0
+        return min(self.width, max(width, LEAST))
 
     def pad(self, text: str) -> str:
         """One of its texts, as wide as the column."""
@@ -63,7 +63,7 @@ class Column:
 
 
 def shorten(text: str, width: int) -> str:
-    """At most `width` columns of the terminal; dots stand for what is missing."""
+    """At most `width` columns of the terminal; an ellipsis marks a cut."""
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, width - 2) + ".." if width > 2 else set_cell_size(text, width)

@@ -66,12 +66,12 @@ class ProgressTable:
         # The watching thread draws while the caller reports. Nothing is printed under the lock.
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._watching: threading.Thread | None = None
-        for one in self.trials.values():
-            if one.status in AT_WORK:
-                one.status = "planned"  # it was so in another driver
-            self._paces.extend(one.paces)
-            if one.last:
-                self._judge(one)
+        for trial in self.trials.values():
+            if trial.status in AT_WORK:
+                trial.status = "planned"  # it was so in another driver
+            self._paces.extend(trial.paces)
+            if trial.last:
+                self._judge(trial)
 
     def __enter__(self) -> "ProgressTable":
         if not self.quiet:
@@ -103,24 +103,24 @@ class ProgressTable:
 
     def start(self, name: str) -> None:
         """`name` begins, or continues, in a worker."""
-        one = self.trials[name]
+        trial = self.trials[name]
         with self._changes():
-            one.begin(time.monotonic())
+            trial.begin(time.monotonic())
             at_work = sum(other.status in AT_WORK for other in self.trials.values())
             self._peak = max(self._peak, at_work)
         if self._plain and self.total > 1:
-            after = f" after round {one.round:g}" if one.round else ""
+            after = f" after round {trial.round:g}" if trial.round else ""
             self.say(f"{name} started{after}")
 
     def round(self, name: str, result: dict[str, Any]) -> None:
         """`name` has done one more round, with this result."""
-        one = self.trials[name]
+        trial = self.trials[name]
         with self._changes():
-            first, ends = not one.heard, result.get("done")
-            pace = one.take(result, time.monotonic())
+            first, ends = not trial.heard, result.get("done")
+            pace = trial.take(result, time.monotonic())
             if pace is not None:
                 self._paces.append(pace)
-            self._judge(one)
+            self._judge(trial)
             self.info = (f"{name}  " if self.total > 1 else "") + summary(result)
         if result.get("weights"):
             self.say(f"{name}: {result['weights']}")
@@ -131,33 +131,33 @@ class ProgressTable:
 
     def partial(self, name: str, split: str, done: int, count: int) -> None:
         """`name` is within a round: `done` of `count` minibatches of `split`."""
-        one = self.trials[name]
+        trial = self.trials[name]
         with self._changes():
             share = done / max(count, 1) if split == "train" else 1.0
-            one.within, one.since = min(share, 1.0) * 0.999, time.monotonic()
-            one.where = f"{split} {done}/{count}"
+            trial.within, trial.since = min(share, 1.0) * 0.999, time.monotonic()
+            trial.where = f"{split} {done}/{count}"
 
     def end(self, name: str, status: str, why: str | None = None) -> None:
         """`name` runs no more: done, stopped, failed, diverged or interrupted."""
-        one = self.trials[name]
+        trial = self.trials[name]
         with self._changes():
-            one.status, one.within, one.where = status, 0.0, ""
+            trial.status, trial.within, trial.where = status, 0.0, ""
         because = f": {why}" if why else ""
         if self._screen and status in ("failed", "diverged"):
             self.say(f"{name} {status}{because}", status)
         elif self._plain and (self.total > 1 or status != "done"):
-            self.say(f"{name} {status}{because}{self._outcome(one)}", status)
+            self.say(f"{name} {status}{because}{self._outcome(trial)}", status)
 
     def retry(self, name: str, why: str) -> None:
         """The worker of `name` died; it continues in another."""
-        one = self.trials[name]
+        trial = self.trials[name]
         with self._changes():
-            one.begin(time.monotonic())
-            one.status = "retried"
+            trial.begin(time.monotonic())
+            trial.status = "retried"
         self.say(f"{name}: {why}; it continues", "retried")
 
     def say(self, text: str, status: str = "") -> None:
-        """One line of its own, in the colour of a status."""
+        """A separate line, in the colour of a status."""
         if self.quiet:
             return
         self._said, color = time.monotonic(), COLORS.get(status, "")
@@ -189,11 +189,11 @@ class ProgressTable:
         with self._lock:
             if self.total == 1:
                 return live.bar(self.share, f"ETA {self.eta()}  {self._only_trial()}", width)
-            shown = self._select_rows(max(1, height - 4))
-            columns = self._columns(shown)
+            rows = self._select_rows(max(1, height - 4))
+            columns = self._columns(rows)
             kept = live.fit(columns, width)
-            notes = [self._more(shown, len(columns) - len(kept)), self._footer(width)]
-            waits = [self.trials[name].status == "planned" for name in shown]
+            notes = [self._more(rows, len(columns) - len(kept)), self._footer(width)]
+            waits = [self.trials[name].status == "planned" for name in rows]
         return live.board(kept, waits, [note for note in notes if note])
 
     # Drawing and plain lines.
@@ -207,13 +207,13 @@ class ProgressTable:
     def _forecast(self) -> Forecast:
         return Forecast(self.trials.values(), self.total, self._paces)
 
-    def _judge(self, one: TrialProgress) -> None:
+    def _judge(self, trial: TrialProgress) -> None:
         """What its last result says: the rung it has reached, and whether it is its best."""
         if self.rung:
-            one.rung = self.rung(one.last)
-        value = finite(one.last.get(self.metric))
-        if value is not None and (one.best is None or self.sign * (value - one.best) > 0):
-            one.best = value
+            trial.rung = self.rung(trial.last)
+        value = finite(trial.last.get(self.metric))
+        if value is not None and (trial.best is None or self.sign * (value - trial.best) > 0):
+            trial.best = value
 
     @property
     def _plain(self) -> bool:
@@ -239,12 +239,12 @@ class ProgressTable:
 
     def _only_trial(self) -> str:
         """How far the only trial is."""
-        one = next(iter(self.trials.values()), TrialProgress({}, 1.0))
-        at = self.info or f"round {one.round:g}/{one.rounds:g}"
-        return f"{at}  {one.where}" if one.where and not self._screen else at
+        trial = next(iter(self.trials.values()), TrialProgress({}, 1.0))
+        at = self.info or f"round {trial.round:g}/{trial.rounds:g}"
+        return f"{at}  {trial.where}" if trial.where and not self._screen else at
 
     def _line(self, info: str) -> str:
-        ended = sum(one.status in ENDED for one in self.trials.values())
+        ended = sum(trial.status in ENDED for trial in self.trials.values())
         trials = f"{ended}/{self.total} trials - " if self.total > 1 else ""
         return f"{trials}{info} - ETA {self.eta()}"
 
@@ -254,22 +254,22 @@ class ProgressTable:
             if self.total == 1:
                 return self._line(self._only_trial())
             within = [
-                f" - {name} {one.where}" for name, one in self.trials.items() if one.where
+                f" - {name} {trial.where}" for name, trial in self.trials.items() if trial.where
             ]
             return self._footer() + "".join(within[:1])
 
-    def _outcome(self, one: TrialProgress) -> str:
+    def _outcome(self, trial: TrialProgress) -> str:
         """What a trial that has ended reached, and what is left to the others."""
         text = ""
-        if one.last:
-            last = figure(finite(one.last.get(self.metric)))
-            best = f" (best {figure(one.best)})" if one.best is not None else ""
-            text = f" - round {one.round:g}/{one.rounds:g} - {self.metric} {last}{best}"
+        if trial.last:
+            last = figure(finite(trial.last.get(self.metric)))
+            best = f" (best {figure(trial.best)})" if trial.best is not None else ""
+            text = f" - round {trial.round:g}/{trial.rounds:g} - {self.metric} {last}{best}"
         return f"{text} - ETA {self.eta()}" if self.total > 1 else text
 
     def _footer(self, width: int | None = None) -> str:
         """Counts, the best so far, what is in use, the time left; in a width, what fits."""
-        count = collections.Counter(one.status for one in self.trials.values())
+        count = collections.Counter(trial.status for trial in self.trials.values())
         count["running"] += count.pop("retried", 0)
         first = [f"{count['done']}/{self.total} done"]
         first += [f"{count[status]} {status}" for status in COLORS
@@ -287,7 +287,7 @@ class ProgressTable:
 
     def _best(self) -> str:
         """The best value so far and whose it is, such as "0.9120 (0003)"."""
-        scored = [name for name, one in self.trials.items() if one.best is not None]
+        scored = [name for name, trial in self.trials.items() if trial.best is not None]
         if not scored:
             return ""
         name = min(scored, key=lambda name: self._rank(self.trials[name]))
@@ -297,25 +297,25 @@ class ProgressTable:
 
     def _select_rows(self, room: int) -> list[str]:
         """The names that are shown, best first; those at work are the last to be left out."""
-        order = {name: (self._rank(one), number)
-                 for number, (name, one) in enumerate(self.trials.items())}  # fmt: skip
+        order = {name: (self._rank(trial), number)
+                 for number, (name, trial) in enumerate(self.trials.items())}  # fmt: skip
         wanted = sorted(
             order, key=lambda name: (self.trials[name].status not in AT_WORK, order[name])
         )
         return sorted(wanted[:room], key=order.__getitem__)
 
-    def _rank(self, one: TrialProgress) -> tuple[int, float]:
-        if one.best is not None:
-            return 0, -self.sign * one.best
-        return (1 if one.status in AT_WORK else 2 if one.status in ENDED else 3), 0.0
+    def _rank(self, trial: TrialProgress) -> tuple[int, float]:
+        if trial.best is not None:
+            return 0, -self.sign * trial.best
+        return (1 if trial.status in AT_WORK else 2 if trial.status in ENDED else 3), 0.0
 
-    def _more(self, shown: list[str], columns: int) -> str:
+    def _more(self, rows: list[str], columns: int) -> str:
         """What the table leaves out."""
-        hidden = collections.Counter(one.status for one in self.trials.values())
-        hidden.subtract(self.trials[name].status for name in shown)
+        hidden = collections.Counter(trial.status for trial in self.trials.values())
+        hidden.subtract(self.trials[name].status for name in rows)
         hidden["planned"] += self.total - len(self.trials)
         kinds = [f"{count} {status}" for status, count in hidden.most_common() if count]
-        left_out = [f"{self.total - len(shown)} more ({', '.join(kinds)})"] if kinds else []
+        left_out = [f"{self.total - len(rows)} more ({', '.join(kinds)})"] if kinds else []
         left_out += [f"{columns} columns left out"] if columns else []
         return "... " + ", ".join(left_out) if left_out else ""
 
@@ -324,31 +324,33 @@ class ProgressTable:
         if self._named is None:
             self._named = (
                 short_names(list(self.trials)),
-                headings([one.values for one in self.trials.values()]),
+                headings([trial.values for trial in self.trials.values()]),
             )
         return self._named
 
-    def _columns(self, shown: list[str]) -> "list[Column]":
+    def _columns(self, rows: list[str]) -> "list[Column]":
         """All columns; `spare` orders what a narrow terminal does without."""
         from util.live import Column
 
         names, heads = self._names()
-        trials = [self.trials[name] for name in shown]
-        colors = [COLORS.get(one.status, "") for one in trials]
+        trials = [self.trials[name] for name in rows]
+        colors = [COLORS.get(trial.status, "") for trial in trials]
         columns = [
-            Column("trial", [names[name] for name in shown], shrinks=True),
-            Column("status", [one.status for one in trials], spare=3, styles=colors),
+            Column("trial", [names[name] for name in rows], shrinks=True),
+            Column("status", [trial.status for trial in trials], spare=3, styles=colors),
         ]
         for number, (name, head) in enumerate(heads.items()):
-            values = [one.values.get(name) for one in trials]
-            cells = [setting(one.values[name]) if name in one.values else "" for one in trials]
+            values = [trial.values.get(name) for trial in trials]
+            cells = [
+                setting(trial.values[name]) if name in trial.values else "" for trial in trials
+            ]
             columns.append(Column(head, cells, _numbers(values), 10 + number, shrinks=True))
         numbers = [
-            ("round", [_place(one) for one in trials], 1),
-            ("last", [_value(one.last.get(self.metric)) for one in trials], 50),
-            ("best", [_value(one.best) for one in trials], 2),
-            ("rung", [one.rung for one in trials], 5),
-            ("s/round", [_value(one.last.get("round_s"), ".1f") for one in trials], 60),
+            ("round", [_place(trial) for trial in trials], 1),
+            ("last", [_value(trial.last.get(self.metric)) for trial in trials], 50),
+            ("best", [_value(trial.best) for trial in trials], 2),
+            ("rung", [trial.rung for trial in trials], 5),
+            ("s/round", [_value(trial.last.get("round_s"), ".1f") for trial in trials], 60),
             ("ETA", self._times(trials), 4),
         ]
         return columns + [Column(head, cells, True, spare) for head, cells, spare in numbers
@@ -358,9 +360,9 @@ class ProgressTable:
         """When each that is at work will have done all its rounds."""
         forecast, now = self._forecast(), time.monotonic()
         return [
-            "" if one.status not in AT_WORK else "--:--" if forecast.pace is None
-            else clock(forecast.seconds(one, one.rounds - one.at, now))
-            for one in trials
+            "" if trial.status not in AT_WORK else "--:--" if forecast.pace is None
+            else clock(forecast.seconds(trial, trial.rounds - trial.at, now))
+            for trial in trials
         ]  # fmt: skip
 
 
@@ -368,9 +370,9 @@ def _numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
 
 
-def _place(one: TrialProgress) -> str:
-    at = f"{math.floor(one.at * 10) / 10:.1f}" if one.where else f"{one.at:g}"
-    return f"{at}/{one.rounds:g}"
+def _place(trial: TrialProgress) -> str:
+    at = f"{math.floor(trial.at * 10) / 10:.1f}" if trial.where else f"{trial.at:g}"
+    return f"{at}/{trial.rounds:g}"
 
 
 def _value(value: Any, form: str = "") -> str:

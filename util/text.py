@@ -74,7 +74,7 @@ def setting(value: Any) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The number at the end of a trial's name, where it has one of its own."""
+    """The number at the end of a trial's name, where it has one."""
     ends = {name: (re.search(r"\d+$", name) or [name])[0] for name in names}
     count = collections.Counter(ends.values())
     return {name: end if count[end] == 1 else name for name, end in ends.items()}

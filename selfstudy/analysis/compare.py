@@ -51,25 +51,25 @@ class Group:
 
 def groups(trials: Iterable[TrialRecord], metric: str, mode: str) -> list[Group]:
     """Trials grouped over seeds; the best mean first, those without a value at the end."""
-    found: dict[tuple, Group] = {}
+    by_settings: dict[tuple, Group] = {}
     for trial in trials:
         values = {key: item for key, item in trial.overrides.items() if not is_seed(key)}
         known = trial.exp, *sorted((key, repr(item)) for key, item in values.items())
-        group = found.setdefault(known, Group(trial.exp, values, [], []))
+        group = by_settings.setdefault(known, Group(trial.exp, values, [], []))
         group.trials.append(trial)
         score = results.number(trial.last, metric)
         if score is not None:
             group.scores.append(float(score))
     sign = 1 if mode == "min" else -1
-    ordered = sorted((group for group in found.values() if group.scores),
+    ordered = sorted((group for group in by_settings.values() if group.scores),
                      key=lambda group: sign * group.mean)  # fmt: skip
-    return ordered + [group for group in found.values() if not group.scores]
+    return ordered + [group for group in by_settings.values() if not group.scores]
 
 
 def rank(trials: Iterable[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
     """The trials that have the metric in their last round, the best first."""
-    found = [trial for trial in trials if results.number(trial.last, metric) is not None]
-    return sorted(found, key=lambda trial: trial.last[metric], reverse=mode == "max")
+    scored = [trial for trial in trials if results.number(trial.last, metric) is not None]
+    return sorted(scored, key=lambda trial: trial.last[metric], reverse=mode == "max")
 
 
 # ---- configurations -------------------------------------------------------------------------
@@ -81,17 +81,17 @@ def config(experiment: Experiment, trial: TrialRecord) -> dict[str, str]:
         return used
     params = experiment.manifest.plan.get("spec", {}).get("params", [])
     pairs = (text.partition("=") for text in params)
-    given = {name.strip(): value.strip() for name, _, value in pairs}
-    return given | {name: repr(value) for name, value in trial.overrides.items()}
+    bindings = {name.strip(): value.strip() for name, _, value in pairs}
+    return bindings | {name: repr(value) for name, value in trial.overrides.items()}
 
 
 def settings(experiment: Experiment, trials: Iterable[TrialRecord]) -> dict[str, list[str]]:
     """Gin name -> the values that these trials of an experiment have for it."""
-    found: dict[str, dict[str, None]] = {}
+    by_name: dict[str, dict[str, None]] = {}
     for trial in trials:
         for name, value in config(experiment, trial).items():
-            found.setdefault(name, {})[value] = None
-    return {name: list(values) for name, values in found.items()}
+            by_name.setdefault(name, {})[value] = None
+    return {name: list(values) for name, values in by_name.items()}
 
 
 def plan_settings(experiment: Experiment) -> dict[str, list[str]]:
@@ -117,7 +117,11 @@ def differences(
     """Name -> each side's values, None where it has none, of names in which they differ."""
     names = dict.fromkeys(name for side in sides for name in side)
     values = {name: [side.get(name) for side in sides] for name in names}
-    return {name: each for name, each in values.items() if any(one != each[0] for one in each)}
+    return {
+        name: column
+        for name, column in values.items()
+        if any(value != column[0] for value in column)
+    }
 
 
 # ---- once more ------------------------------------------------------------------------------

@@ -112,18 +112,18 @@ def _finite(value: Any) -> bool:
 
 
 def _sort_curves(values: Nested) -> Nested:
-    def names(found: Iterable[str]) -> list[str]:
-        return sorted(found, key=lambda name: (name != SCRATCH, name))
+    def names(names_read: Iterable[str]) -> list[str]:
+        return sorted(names_read, key=lambda name: (name != SCRATCH, name))
 
     return {panel: {name: dict(sorted(values[panel][name].items()))
                     for name in names(values[panel])} for panel in sorted(values)}  # fmt: skip
 
 
-def table(found: Curves, baseline: str = SCRATCH, **options: Any) -> "pandas.DataFrame":
+def table(curves_read: Curves, baseline: str = SCRATCH, **options: Any) -> "pandas.DataFrame":
     """A row per data set, method and number of labels.
 
     Args:
-        found: of `curves`.
+        curves_read: of `curves`.
         baseline: the method that utility is measured against.
         options: of `utility.utility`.
 
@@ -139,37 +139,37 @@ def table(found: Curves, baseline: str = SCRATCH, **options: Any) -> "pandas.Dat
     columns = ["data_set", "method", "labels", "repeats", "accuracy", "spread", "utility",
                "bound", "low", "high", "equal"]  # fmt: skip
     rows = []
-    for panel, by_method in found.values.items():
+    for panel, by_method in curves_read.values.items():
         for name, cells in by_method.items():
             known = None
             if baseline in by_method:
-                known = utility.utility(by_method[baseline], cells, paired=found.paired,
+                known = utility.utility(by_method[baseline], cells, paired=curves_read.paired,
                                         **options)  # fmt: skip
             for at, (amount, repeats) in enumerate(cells.items()):
                 spread = np.std(repeats, ddof=1) if len(repeats) > 1 else np.nan
-                told = [np.nan, "", np.nan, np.nan, np.nan]
+                estimate = [np.nan, "", np.nan, np.nan, np.nan]
                 if known:
-                    told = [known.value[at], known.bound[at], known.low[at], known.high[at],
+                    estimate = [known.value[at], known.bound[at], known.low[at], known.high[at],
                             known.equal[at]]  # fmt: skip
                 rows.append(
-                    [panel, name, amount, len(repeats), np.mean(repeats), spread, *told]
+                    [panel, name, amount, len(repeats), np.mean(repeats), spread, *estimate]
                 )
     return pandas.DataFrame(rows, columns=columns)
 
 
-def sentences(found: Curves, baseline: str = SCRATCH) -> list[str]:
+def sentences(curves_read: Curves, baseline: str = SCRATCH) -> list[str]:
     """Summary of the curves with intervals: three sentences for each data set."""
-    told = []
-    whole = table(found, baseline)
-    for panel, part in whole.groupby("data_set", sort=False):
+    lines = []
+    frame = table(curves_read, baseline)
+    for panel, part in frame.groupby("data_set", sort=False):
         others = part.loc[part.method != baseline]
         if others.empty or others.utility.isna().all():
             continue
-        about = f"{panel}: " if len(found.values) > 1 else ""
-        told.append(about + _equality(others, baseline))
-        told.append(about + _winners(part, baseline))
-        told.append(about + _trend(others))
-    return told
+        about = f"{panel}: " if len(curves_read.values) > 1 else ""
+        lines.append(about + _equality(others, baseline))
+        lines.append(about + _winners(part, baseline))
+        lines.append(about + _trend(others))
+    return lines
 
 
 def _equality(others: "pandas.DataFrame", baseline: str) -> str:

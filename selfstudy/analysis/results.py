@@ -86,15 +86,15 @@ class TrialRecord:
     def best(self) -> dict[str, float]:
         """The best value of each metric over all rounds: smallest for a loss, else largest."""
         names = dict.fromkeys(key for line in self.rounds for key in line)
-        found: dict[str, float] = {}
+        best: dict[str, float] = {}
         for name in names:
             if name in _PLACE or name in _UNJUDGED or name.startswith("best_"):
                 continue
             values = [line[name] for line in self.rounds
                       if type(line.get(name)) in (int, float)]  # fmt: skip
             if values:
-                found[name] = min(values) if "loss" in name else max(values)
-        return found
+                best[name] = min(values) if "loss" in name else max(values)
+        return best
 
 
 @dataclasses.dataclass
@@ -119,10 +119,10 @@ class Experiment:
 
     def goals(self) -> list[tuple[str, str]]:
         """(metric, 'max' or 'min') of the search, or how trials are compared without one."""
-        given = self.manifest.plan.get("exp_args", {})
+        exp_args = self.manifest.plan.get("exp_args", {})
         metrics, modes = (
             list(value) if isinstance(value, list) else [value]
-            for value in (given.get("metric") or METRIC, given.get("mode") or "max")
+            for value in (exp_args.get("metric") or METRIC, exp_args.get("mode") or "max")
         )
         modes += modes[-1:] * len(metrics)
         return [(str(metric), "min" if mode == "min" else "max")
@@ -178,17 +178,17 @@ def expand(names: Iterable[str | Path]) -> list[str | Path]:
     Returns:
         A study's in the order of its stages, then the rest by name.
     """
-    found: list[str | Path] = []
+    folders: list[str | Path] = []
     for name in names:
         folder = locate(name)
         if not folder or _is_experiment(folder):
-            found.append(name)
+            folders.append(name)
             continue
         stages = [short_name(folder / stage) for stage in study(folder).get("stages", [])]
-        inner = sorted(short_name(one) for one in _experiments(folder, DEPTH))
+        inner = sorted(short_name(path) for path in _experiments(folder, DEPTH))
         first = [stage for stage in stages if stage in inner]
-        found += list(dict.fromkeys([*first, *inner])) or [name]
-    return found
+        folders += list(dict.fromkeys([*first, *inner])) or [name]
+    return folders
 
 
 def study(folder: Path) -> dict[str, Any]:
@@ -279,52 +279,56 @@ def read(name: str | Path) -> Experiment:
     folder = locate(name)
     if not folder:
         raise _unknown_experiment(name)
-    found = Experiment(short_name(folder), folder, Manifest(folder, {}, [], []))
+    experiment = Experiment(short_name(folder), folder, Manifest(folder, {}, [], []))
     if os.path.lexists(folder / paths.PLAN):
         try:
-            found.manifest = Manifest.read(folder)
-            found.torn = found.manifest.torn
+            experiment.manifest = Manifest.read(folder)
+            experiment.torn = experiment.manifest.torn
         except UserError as error:
-            found.unreadable.append(f"{found.name}: {error.text}")
-    _add_planned(found)
-    trials, snapshots = _others(folder, {trial.name for trial in found.trials})
+            experiment.unreadable.append(f"{experiment.name}: {error.text}")
+    _add_planned(experiment)
+    trials, snapshots = _others(folder, {trial.name for trial in experiment.trials})
     for other in trials:
-        _add_trial(found, other)
+        _add_trial(experiment, other)
     for other in [folder, *snapshots]:
-        _add_snapshot(found, other)
-    if not found.trials and not found.manifest.plan:
-        raise UserError(f"no trials in '{found.name}'{nearest(found.name, experiments())}")
-    for trial in found.trials:
-        trial.status = found.manifest.status(trial.name, trial.last)
-        trial.why = found.manifest.why(trial.name) or _error(trial)
-    return found
+        _add_snapshot(experiment, other)
+    if not experiment.trials and not experiment.manifest.plan:
+        raise UserError(
+            f"no trials in '{experiment.name}'{nearest(experiment.name, experiments())}"
+        )
+    for trial in experiment.trials:
+        trial.status = experiment.manifest.status(trial.name, trial.last)
+        trial.why = experiment.manifest.why(trial.name) or _error(trial)
+    return experiment
 
 
-def _add_planned(found: Experiment) -> None:
-    real = {inner.name for inner in subfolders(found.folder)}
-    for row in found.manifest.rows:
-        trial = TrialRecord(found.name, row["name"], overrides=row["overrides"])
-        found.trials.append(trial)
-        folder = found.folder / row["name"]
+def _add_planned(experiment: Experiment) -> None:
+    real = {inner.name for inner in subfolders(experiment.folder)}
+    for row in experiment.manifest.rows:
+        trial = TrialRecord(experiment.name, row["name"], overrides=row["overrides"])
+        experiment.trials.append(trial)
+        folder = experiment.folder / row["name"]
         if row["name"] in real:
             trial.folder = folder
-            _read_rounds(found, trial)
+            _read_rounds(experiment, trial)
             if trial.last.get("exploited"):  # population based training changed its values
-                trial.overrides = trial.overrides | _params(found, trial)
+                trial.overrides = trial.overrides | _params(experiment, trial)
         elif os.path.lexists(folder):
-            found.unreadable.append(f"{found.name}/{row['name']}: it is no plain folder")
+            experiment.unreadable.append(
+                f"{experiment.name}/{row['name']}: it is no plain folder"
+            )
 
 
-def _read_rounds(found: Experiment, trial: TrialRecord) -> None:
+def _read_rounds(experiment: Experiment, trial: TrialRecord) -> None:
     if not trial.folder:
         return
     try:
         lines, torn = files.scan_lines(trial.folder / paths.RESULT)
     except UserError as error:
-        found.unreadable.append(f"{found.name}/{trial.name}: {error.text}")
+        experiment.unreadable.append(f"{experiment.name}/{trial.name}: {error.text}")
         return
     trial.rounds = merge_attempts(lines)
-    found.torn += torn + sum(_round(line) is None for line in lines)
+    experiment.torn += torn + sum(_round(line) is None for line in lines)
 
 
 def merge_attempts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -368,22 +372,22 @@ def _others(folder: Path, planned: set[str]) -> tuple[list[Path], list[Path]]:
     return trials, snapshots
 
 
-def _add_trial(found: Experiment, folder: Path) -> None:
+def _add_trial(experiment: Experiment, folder: Path) -> None:
     """A trial's folder that no plan names: a planned one that was renamed, or one more."""
-    name = folder.relative_to(found.folder).as_posix()
-    trial = TrialRecord(found.name, name, folder)
-    trial.overrides = _params(found, trial)
-    missing = [other for other in found.trials
+    name = folder.relative_to(experiment.folder).as_posix()
+    trial = TrialRecord(experiment.name, name, folder)
+    trial.overrides = _params(experiment, trial)
+    missing = [other for other in experiment.trials
                if not other.folder and other.overrides == trial.overrides]  # fmt: skip
     if len(missing) == 1:
         trial = missing[0]
         trial.folder = folder
     else:
-        found.trials.append(trial)
-    _read_rounds(found, trial)
+        experiment.trials.append(trial)
+    _read_rounds(experiment, trial)
 
 
-def _params(found: Experiment, trial: TrialRecord) -> dict[str, Any]:
+def _params(experiment: Experiment, trial: TrialRecord) -> dict[str, Any]:
     if not trial.folder:
         return {}
     try:
@@ -391,11 +395,11 @@ def _params(found: Experiment, trial: TrialRecord) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        found.unreadable.append(f"{found.name}/{trial.name}: {paths.PARAMS}: {error}")
+        experiment.unreadable.append(f"{experiment.name}/{trial.name}: {paths.PARAMS}: {error}")
         return {}
 
 
-def _add_snapshot(found: Experiment, folder: Path) -> None:
+def _add_snapshot(experiment: Experiment, folder: Path) -> None:
     """A checkpoint that was moved: its card names its trial, whose lines stayed behind."""
     if not os.path.lexists(folder / paths.CARD):
         return
@@ -403,23 +407,27 @@ def _add_snapshot(found: Experiment, folder: Path) -> None:
     try:
         card = files.read_object(folder / paths.CARD)
     except (OSError, ValueError) as error:
-        found.unreadable.append(f"{name}: {paths.CARD}: {error}")
+        experiment.unreadable.append(f"{name}: {paths.CARD}: {error}")
         return
-    named = [trial for trial in found.trials if trial.name == card.get("trial")]
-    trial = named[0] if named else TrialRecord(found.name, _own_name(found, folder), folder)
+    named = [trial for trial in experiment.trials if trial.name == card.get("trial")]
+    trial = (
+        named[0]
+        if named
+        else TrialRecord(experiment.name, _own_name(experiment, folder), folder)
+    )
     trial.snapshot = name
     if not named:
         overrides = card.get("overrides")
         trial.overrides = overrides if isinstance(overrides, dict) else {}
-        found.trials.append(trial)
+        experiment.trials.append(trial)
     if not trial.rounds and isinstance(card.get("result"), dict):
         trial.rounds = merge_attempts([card["result"]])
     trial.folder = trial.folder or folder
 
 
-def _own_name(found: Experiment, folder: Path) -> str:
-    inside = folder.relative_to(found.folder).as_posix()
-    return found.folder.name if inside == "." else inside
+def _own_name(experiment: Experiment, folder: Path) -> str:
+    inside = folder.relative_to(experiment.folder).as_posix()
+    return experiment.folder.name if inside == "." else inside
 
 
 def _error(trial: TrialRecord) -> str | None:
@@ -439,18 +447,18 @@ def config(trial: TrialRecord) -> dict[str, str]:
         text = files.read_text(trial.folder / paths.CONFIG) if trial.folder else ""
     except OSError:
         return {}
-    found: dict[str, str] = {}
+    bindings: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
         before, equals, after = line.partition(" = ")
         if line.startswith((" ", "\t")) and name:  # gin breaks a long value into lines
-            found[name] = f"{found[name]} {line.strip()}".strip()
+            bindings[name] = f"{bindings[name]} {line.strip()}".strip()
         elif equals and not line.startswith("#"):
             name = before
-            found[name] = after.strip().removesuffix("\\").strip()
+            bindings[name] = after.strip().removesuffix("\\").strip()
         else:
             name = ""
-    return found
+    return bindings
 
 
 # ---- frames ---------------------------------------------------------------------------------
@@ -469,16 +477,16 @@ def trials(*names: str | Path) -> "pandas.DataFrame":
     return trial_frame([read(name) for name in expand(names)])
 
 
-def trial_frame(found: list[Experiment]) -> "pandas.DataFrame":
+def trial_frame(experiments: list[Experiment]) -> "pandas.DataFrame":
     """The frame of `trials`, of experiments that have been read."""
-    rows = [_row(trial) for experiment in found for trial in experiment.trials]
+    rows = [_row(trial) for experiment in experiments for trial in experiment.trials]
     first = ["exp", "trial", "status", "why", "round", "rounds", "total_s", "snapshot"]
     keys = dict.fromkeys(first)
     for kind in ("last", "best", "set"):
         for row in rows:
             keys.update(dict.fromkeys(row[kind]))
     flat = [row["set"] | row["best"] | row["last"] | row["first"] for row in rows]
-    return _frame(flat, list(keys), found)
+    return _frame(flat, list(keys), experiments)
 
 
 def rounds(*names: str | Path) -> "pandas.DataFrame":
@@ -493,16 +501,16 @@ def rounds(*names: str | Path) -> "pandas.DataFrame":
     return round_frame([read(name) for name in expand(names)])
 
 
-def round_frame(found: list[Experiment]) -> "pandas.DataFrame":
+def round_frame(experiments: list[Experiment]) -> "pandas.DataFrame":
     """The frame of `rounds`, of experiments that have been read."""
     rows = [line | {"exp": trial.exp, "trial": trial.name}
-            for experiment in found for trial in experiment.trials
+            for experiment in experiments for trial in experiment.trials
             for line in trial.rounds]  # fmt: skip
     keys = dict.fromkeys(["exp", "trial", "round"])
     for row in rows:
         keys.update(dict.fromkeys(row))
     columns = [key for key in keys if key != "training_iteration"]  # the same as 'round'
-    return _frame(rows, columns, found)
+    return _frame(rows, columns, experiments)
 
 
 def _row(trial: TrialRecord) -> dict[str, dict[str, Any]]:
@@ -527,7 +535,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _frame(
-    rows: list[dict[str, Any]], columns: list[str], found: list[Experiment]
+    rows: list[dict[str, Any]], columns: list[str], experiments: list[Experiment]
 ) -> "pandas.DataFrame":
     import pandas  # takes a second, which the tables of misc/results.py do not need
 
@@ -536,8 +544,10 @@ def _frame(
     except UnicodeEncodeError:  # half a character, which only a stranger's file has
         rows = [{_whole(key): _whole(value) for key, value in row.items()} for row in rows]
         frame = pandas.DataFrame(rows, columns=list(dict.fromkeys(map(_whole, columns))))
-    frame.attrs["unreadable"] = [line for experiment in found for line in experiment.unreadable]
-    frame.attrs["torn"] = sum(experiment.torn for experiment in found)
+    frame.attrs["unreadable"] = [
+        line for experiment in experiments for line in experiment.unreadable
+    ]
+    frame.attrs["torn"] = sum(experiment.torn for experiment in experiments)
     return frame
 
 

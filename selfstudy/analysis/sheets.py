@@ -20,7 +20,7 @@ def clean(value: Any) -> Any:
 
 
 def escape_formula(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula; numbers as they are."""
+    """A text escaped against formula evaluation by spreadsheets; numbers unchanged."""
     formula = isinstance(value, str) and value.lstrip().startswith(_FORMULA)
     return f"'{value}" if formula else value
 

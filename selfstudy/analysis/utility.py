@@ -146,22 +146,22 @@ def interval(values: Sequence[float], coverage: float = 0.95) -> tuple[float, fl
     Returns:
         Its lower and upper end; NaN for fewer than two values, or one that is not finite.
     """
-    found = np.asarray(values, float).ravel()
-    if len(found) < 2 or not np.isfinite(found).all():
+    sample = np.asarray(values, float).ravel()
+    if len(sample) < 2 or not np.isfinite(sample).all():
         return np.nan, np.nan
-    picks = np.random.default_rng(0).integers(len(found), size=(1000, len(found)))
+    picks = np.random.default_rng(0).integers(len(sample), size=(1000, len(sample)))
     tail = (1 - coverage) / 2
     with np.errstate(over="ignore", invalid="ignore"):  # of a stranger's numbers
-        low, high = np.quantile(found[picks].mean(axis=1), [tail, 1 - tail])
+        low, high = np.quantile(sample[picks].mean(axis=1), [tail, 1 - tail])
     return float(low), float(high)
 
 
 def _check_curve(curve: Curve, what: str) -> dict[int, np.ndarray]:
-    found = {n: np.asarray(curve[n], float).ravel() for n in sorted(curve)}
-    if not found or any(not len(v) or n < 1 or not np.isfinite(v).all()
-                        for n, v in found.items()):  # fmt: skip
+    checked = {n: np.asarray(curve[n], float).ravel() for n in sorted(curve)}
+    if not checked or any(not len(v) or n < 1 or not np.isfinite(v).all()
+                        for n, v in checked.items()):  # fmt: skip
         raise ValueError(f"{what}: expected numbers of labels, each with finite accuracies")
-    return found
+    return checked
 
 
 def _solve(base: dict, ours: dict, log: bool) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -219,10 +219,10 @@ def original(baseline: Curve, method: Curve) -> tuple[np.ndarray, np.ndarray, np
                 at = float(np.interp(y.max(), [before[1], mean], [before[0], n]))
             return (np.array([*labels, at]), np.array([*means, x.max() / at]),
                     np.array([*spreads, 0.0]))  # fmt: skip
-        found = np.array([_first_crossing(x, y, value) for value in repeats]) / n - 1
+        crossings = np.array([_first_crossing(x, y, value) for value in repeats]) / n - 1
         labels.append(float(n))
-        means.append(found.mean())
-        spreads.append(found.std())
+        means.append(crossings.mean())
+        spreads.append(crossings.std())
         before = float(n), float(mean)
     return np.array(labels), np.array(means), np.array(spreads)
 

@@ -1,7 +1,7 @@
 """Folders of trials and checkpoints, read without torch: what lies where, and is it whole?
 
 A checkpoint folder holds `snapshot`, `config.gin` and `card.json`; the card was written last
-and tells the size and the SHA-256 of the snapshot.
+and records the size and the SHA-256 of the snapshot.
 """
 
 import json
@@ -43,10 +43,10 @@ def subfolders(folder: Path) -> list[Path]:
     """The visible folders in `folder`, by name; links are not followed."""
     if not folder.is_dir():
         return []
-    found = (
+    folders = (
         Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
     )
-    return sorted(path for path in found if not path.name.startswith("."))
+    return sorted(path for path in folders if not path.name.startswith("."))
 
 
 def is_trial(folder: Path) -> bool:
@@ -55,7 +55,7 @@ def is_trial(folder: Path) -> bool:
 
 
 def is_snapshot(folder: Path) -> bool:
-    """Whether `folder` claims to be a checkpoint; `check` tells if it is whole."""
+    """Whether `folder` claims to be a checkpoint; `check` verifies it."""
     return (folder / paths.CARD).is_file() or (folder / paths.SNAPSHOT).is_file()
 
 
@@ -63,13 +63,13 @@ def checkpoints(trial: Path) -> list[Path]:
     """The checkpoint folders of a trial, whole or not, the newest first."""
     if not trial.is_dir():
         return []
-    found = []
+    folders = []
     for entry in os.scandir(trial):
         match = _CHECKPOINT.fullmatch(entry.name)
         if match and entry.is_dir(follow_symlinks=False):
-            shown = match[1] is not None
-            found.append((int(match[1] or match[2]), shown, Path(entry.path)))
-    return [path for _, _, path in sorted(found, reverse=True)]
+            is_final = match[1] is not None
+            folders.append((int(match[1] or match[2]), is_final, Path(entry.path)))
+    return [path for _, _, path in sorted(folders, reverse=True)]
 
 
 def round_of(folder: Path) -> int:

@@ -1,6 +1,6 @@
 """The record of an experiment, read without torch: which trials, and what became of them.
 
-`plan.json` tells the trials that were planned, `journal.jsonl` those that a search added and
+`plan.json` lists the trials that were planned, `journal.jsonl` those that a search added and
 what has happened; how far a trial is stands in its own `result.json`. The folder may be a
 stranger's, so everything is checked before it is used, and nothing in it is executed.
 """

@@ -132,7 +132,7 @@ class Mirror:
             How many files were copied.
 
         Raises:
-            OSError: the mirror cannot be reached or written; asking again goes on.
+            OSError: the mirror cannot be reached or written; a retry resumes.
         """
         folder = Path(folder)
         with _as_os_errors(), ThreadPoolExecutor(THREADS) as pool:
@@ -252,34 +252,36 @@ class Mirror:
 
         Raises:
             UserError: the mirror holds a name that leads out of the experiment's folder.
-            OSError: the mirror cannot be reached, or the disk be written; asking again goes on.
+            OSError: the mirror cannot be reached, or the disk be written; a retry resumes.
         """
         folder = under_experiments(exp_id)
         with _as_os_errors():
-            found = self._files(_name(folder))
-            _require_inside(folder, found)
-            if self._is_current(folder, found):
+            remote = self._files(_name(folder))
+            _require_inside(folder, remote)
+            if self._is_current(folder, remote):
                 return 0
-            places = {name.rpartition("/")[0] for name in found}
-            whole = [place for place in places
-                     if all(f"{place}/{name}" in found for name in FILES)]  # fmt: skip
+            places = {name.rpartition("/")[0] for name in remote}
+            complete = [place for place in places
+                     if all(f"{place}/{name}" in remote for name in FILES)]  # fmt: skip
             last = [_name(folder / name) for name in _LAST]
-            plain = [name for name in found if name not in last and _is_plain(name, found)]
+            plain = [name for name in remote if name not in last and _is_plain(name, remote)]
             with ThreadPoolExecutor(THREADS) as pool:
-                count = sum(pool.map(lambda place: self._get_checkpoint(place, found), whole))
-                count += sum(pool.map(lambda name: self._get(name, found), plain))
-            return count + sum(self._get(name, found) for name in last if name in found)
+                count = sum(
+                    pool.map(lambda place: self._get_checkpoint(place, remote), complete)
+                )
+                count += sum(pool.map(lambda name: self._get(name, remote), plain))
+            return count + sum(self._get(name, remote) for name in last if name in remote)
 
-    def _is_current(self, folder: Path, found: dict[str, Any]) -> bool:
+    def _is_current(self, folder: Path, remote: dict[str, Any]) -> bool:
         """Whether nobody else has run the experiment since this machine did."""
         ours, theirs = folder / paths.JOURNAL, _name(folder / paths.JOURNAL)
-        if theirs not in found or not ours.is_file() or not (folder / paths.PLAN).is_file():
+        if theirs not in remote or not ours.is_file() or not (folder / paths.PLAN).is_file():
             return False
         return ours.read_bytes().startswith(self._read(theirs))
 
-    def _get(self, name: str, found: dict[str, Any]) -> int:
+    def _get(self, name: str, remote: dict[str, Any]) -> int:
         """Bring a file, unless what is here is newer or begins with the same."""
-        target, theirs, time = paths.EXP_DIR / name, self._read(name), found[name].mtime_ns
+        target, theirs, time = paths.EXP_DIR / name, self._read(name), remote[name].mtime_ns
         if target.is_file():
             extended = target.read_bytes().startswith(theirs)
             if extended or target.stat().st_mtime_ns >= time:
@@ -294,10 +296,10 @@ class Mirror:
             aside.unlink(missing_ok=True)
         return 1
 
-    def _get_checkpoint(self, place: str, found: dict[str, Any]) -> int:
+    def _get_checkpoint(self, place: str, remote: dict[str, Any]) -> int:
         """Bring a checkpoint, unless the same or a newer one is here; the card comes last."""
         folder = paths.EXP_DIR / place
-        infos = {name: found[f"{place}/{name}"] for name in FILES}
+        infos = {name: remote[f"{place}/{name}"] for name in FILES}
         if self._is_here(folder, place, infos):
             return 0
         aside = folder.with_name(f".{folder.name}.part")
@@ -349,8 +351,8 @@ class Mirror:
 
         chosen = FileSelector(self._at(name), allow_not_found=True, recursive=True)
         infos = [info for info in self.filesystem.get_file_info(chosen) if info.is_file]
-        found = {info.path[len(self.root) + 1 :]: info for info in infos}
-        return {name: info for name, info in found.items() if not _is_hidden(name)}
+        by_path = {info.path[len(self.root) + 1 :]: info for info in infos}
+        return {name: info for name, info in by_path.items() if not _is_hidden(name)}
 
 
 # ---- names and files ------------------------------------------------------------------------
@@ -409,12 +411,12 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
 
 
-def _is_plain(name: str, found: dict[str, Any]) -> bool:
+def _is_plain(name: str, remote: dict[str, Any]) -> bool:
     """Whether a file is of no checkpoint, whole or half."""
     place, _, last = name.rpartition("/")
     if place.rpartition("/")[2].startswith(paths.CHECKPOINT):
         return False
-    return last not in FILES or f"{place}/{paths.SNAPSHOT}" not in found
+    return last not in FILES or f"{place}/{paths.SNAPSHOT}" not in remote
 
 
 def _require_inside(folder: Path, names: Iterable[str]) -> None:

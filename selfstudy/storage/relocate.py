@@ -172,8 +172,8 @@ def relocations(
 def _suggest(folders: list[Path]) -> str:
     """A template of the parameters that differ between trials."""
     params = [_params(trial) for trial in folders]
-    keys = {key for one in params for key in one}
-    differ = sorted(k for k in keys if len({safe_name(one.get(k)) for one in params}) > 1)
+    keys = {key for trial in params for key in trial}
+    differ = sorted(k for k in keys if len({safe_name(trial.get(k)) for trial in params}) > 1)
     return "-".join(f"{{cfg[{key}]}}" for key in differ[:3]) or "{cfg[session.seed]}"
 
 
@@ -275,11 +275,11 @@ def _refuse_destination(
     taken = (destination / paths.CARD).exists() if whole_experiment else destination.exists()
     if not taken or _same(source, destination):
         return
-    shown = short_name(destination)
+    name = short_name(destination)
     if not is_snapshot(destination) or (not whole_experiment and subfolders(destination)):
-        raise UserError(f"{shown} exists already and holds more than a snapshot", code=4)
+        raise UserError(f"{name} exists already and holds more than a snapshot", code=4)
     if not overwrite:
-        raise UserError(f"{shown} exists already: --overwrite replaces it", code=4)
+        raise UserError(f"{name} exists already: --overwrite replaces it", code=4)
 
 
 def _refuse_reserved(experiment: Path, destination: Path) -> None:

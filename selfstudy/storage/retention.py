@@ -19,7 +19,7 @@ class CheckpointPolicy:
         stop: result name -> value at which the trial ends (True for flags).
         checkpoint_freq: rounds between checkpoints; 0 is none.
         checkpoint_at_end: save when the trial ends.
-        keep_checkpoints: of these keep so many, the best by `metric`, and the last; None keeps
+        keep_checkpoints: number to keep, the best by `metric`, and the last; None keeps
             all.
         metric: what 'best' means.
         mode: 'max' or 'min'.

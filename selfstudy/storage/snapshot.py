@@ -170,7 +170,7 @@ def resolve(name: str) -> Snapshot:
     """The snapshot that "EXP/name" stands for, in gin files and on command lines.
 
     `name` is a snapshot's folder, or a trial's or an experiment's with exactly one trial, which
-    stand for their newest snapshot.
+    mean their newest snapshot.
 
     Raises:
         UserError: nothing of this name, more than one trial, or no snapshot that verifies.
@@ -179,10 +179,10 @@ def resolve(name: str) -> Snapshot:
     if checkpoints.is_snapshot(folder):
         return Snapshot.open(folder)
     trial = folder if checkpoints.is_trial(folder) else _only_trial(folder, name)
-    found = newest(trial)
-    if found is None:
+    path = newest(trial)
+    if path is None:
         raise UserError(f"'{name}' has no checkpoint that is whole")
-    return found
+    return path
 
 
 def _only_trial(folder: Path, name: str) -> Path:
@@ -259,7 +259,7 @@ def load_weights(
     Args:
         model: gets the weights; it is untouched when an error is raised.
         state: tensor by name, as of `state_dict()`.
-        skip: tells names that may stay behind, on either side, such as the heads of probes;
+        skip: whether a name may stay behind, on either side, such as the heads of probes;
             where such a tensor has a partner of the same shape it is loaded too.
 
     Returns:

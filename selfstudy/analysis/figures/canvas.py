@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BLACK = "#000000"  # texts and axes; a page in the dark replaces exactly this
 INK = "#111111"  # on a coloured area, which stays bright in the dark
 GREY = "#888888"
-# Okabe and Ito's colours, which the colour-blind tell apart, those that show on white first.
+# Okabe and Ito's colours, safe for colour-blind readers, those that show on white first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800")
 MARKERS = "os^DvPX*<>hp"
 LINES = ("-", "--", ":", "-.")
@@ -93,25 +93,25 @@ def text(value: Any, longest: int = WIDEST) -> str:
 
     Without control characters, cut, and with no sign that begins a formula.
     """
-    whole = printable(value).encode(errors="replace").decode()
-    if len(whole) > longest:
-        keep = longest - 1  # the end of a name tells as much as its beginning
-        whole = f"{whole[: keep - keep // 3]}…{whole[len(whole) - keep // 3 :]}"
-    return whole.replace("$", r"\$")
+    label = printable(value).encode(errors="replace").decode()
+    if len(label) > longest:
+        keep = longest - 1  # the end of a name matters as much as its beginning
+        label = f"{label[: keep - keep // 3]}…{label[len(label) - keep // 3 :]}"
+    return label.replace("$", r"\$")
 
 
 def styles(names: Sequence[str], plain: str | None = None) -> dict[str, dict[str, Any]]:
     """A colour, a marker and a kind of line for each name; black and dashed for `plain`."""
-    found = {}
+    by_name = {}
     others = [name for name in names if name != plain]
     for number, name in enumerate(others):
-        found[name] = {
+        by_name[name] = {
             "color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)],
             "linestyle": LINES[number // len(COLORS) % len(LINES)],
         }  # fmt: skip
     if plain in names:
-        found[plain] = {"color": BLACK, "marker": "o", "linestyle": "--"}
-    return {name: found[name] for name in names}
+        by_name[plain] = {"color": BLACK, "marker": "o", "linestyle": "--"}
+    return {name: by_name[name] for name in names}
 
 
 def legend(where: Figure | Axes, entries: dict[str, Any], **options: Any) -> None:
@@ -129,21 +129,21 @@ def legend(where: Figure | Axes, entries: dict[str, Any], **options: Any) -> Non
 
 def caption(picture: Figure, *parts: str) -> None:
     """A small line below the figure; empty parts are left out."""
-    told = "; ".join(part for part in parts if part)
-    if told:
+    joined = "; ".join(part for part in parts if part)
+    if joined:
         width = int(picture.get_figwidth() * 17)
         with settings():
             picture.supxlabel(
-                "\n".join(textwrap.wrap(told, width)), x=0.01, ha="left", fontsize=7
+                "\n".join(textwrap.wrap(joined, width)), x=0.01, ha="left", fontsize=7
             )
 
 
-def note(ax: Axes, told: str) -> None:
+def note(ax: Axes, message: str) -> None:
     """Say in an empty panel why there is nothing to see."""
     ax.set_axis_off()
     with settings():
-        told = textwrap.fill(told, 48)
-        ax.text(0.5, 0.5, told, ha="center", va="center", transform=ax.transAxes)
+        message = textwrap.fill(message, 48)
+        ax.text(0.5, 0.5, message, ha="center", va="center", transform=ax.transAxes)
 
 
 def outcomes(frame: "pandas.DataFrame", *regular: str) -> str:
@@ -210,7 +210,7 @@ def label_ticks(ax: Axes, amounts: Iterable[float]) -> None:
 
 
 def name_ticks(ax: Axes, places: Iterable[float], names: Sequence[str], slant: float) -> None:
-    """Ticks with names below the axes, slanted by so many degrees where that is not 0."""
+    """Ticks with names below the axes, rotated by `slant` degrees."""
     with settings():
         ax.set_xticks(list(places), names, rotation=slant, rotation_mode="anchor",
                       ha="right" if slant else "center", va="top")  # fmt: skip
@@ -224,17 +224,17 @@ def shades() -> Any:
     return ListedColormap([colormaps[MAP](0.1 + 0.78 * at / 255) for at in range(256)])
 
 
-def round_ticks(low: float, high: float, log: bool, whole: bool = False) -> list[float]:
+def round_ticks(low: float, high: float, log: bool, integers: bool = False) -> list[float]:
     """Round numbers from `low` to `high`, about five; powers of ten on a logarithmic axis."""
     from matplotlib.ticker import MaxNLocator
 
     if log:
         powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-        found = [10.0**power for power in powers][:: -(-len(powers) // 5) or 1]
+        places = [10.0**power for power in powers][:: -(-len(powers) // 5) or 1]
     else:
-        ticks = MaxNLocator(5, integer=whole).tick_values(low, high)
-        found = [float(at) for at in ticks if low <= at <= high]
-    return found if len(found) > 1 else sorted({low, high})
+        ticks = MaxNLocator(5, integer=integers).tick_values(low, high)
+        places = [float(at) for at in ticks if low <= at <= high]
+    return places if len(places) > 1 else sorted({low, high})
 
 
 def on_log(values: Sequence[float]) -> bool:

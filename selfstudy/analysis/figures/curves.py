@@ -21,7 +21,7 @@ from util.text import setting
 if TYPE_CHECKING:
     import pandas
 
-MANY = 14  # lines that a legend can still tell apart
+MANY = 14  # lines that a legend can distinguish
 
 
 def _title(ax: Axes, panel: str) -> None:
@@ -51,13 +51,13 @@ def accuracy(curves: Curves, save: str | Path | None = None) -> Figure:
     for ax, (panel, by_method) in zip(axes, curves.values.items(), strict=False):
         for name, cells in by_method.items():
             amounts, values = list(cells), list(cells.values())
-            means = [float(np.mean(one)) for one in values]
+            means = [float(np.mean(repeat)) for repeat in values]
             low, high = zip(*map(utilities.interval, values), strict=True)
             line = _line(ax, amounts, means, low, high, looks[name])
             entries.setdefault(name, line)
             rows += [
-                [panel, name, amount, len(one), mean, *ends]
-                for amount, one, mean, *ends in zip(
+                [panel, name, amount, len(repeat), mean, *ends]
+                for amount, repeat, mean, *ends in zip(
                     amounts, values, means, low, high, strict=True
                 )
             ]
@@ -75,8 +75,8 @@ def accuracy(curves: Curves, save: str | Path | None = None) -> Figure:
 
 
 def _methods(curves: Curves) -> list[str]:
-    found = dict.fromkeys(name for by_method in curves.values.values() for name in by_method)
-    return sorted(found, key=lambda name: (name != SCRATCH, name))
+    names = dict.fromkeys(name for by_method in curves.values.values() for name in by_method)
+    return sorted(names, key=lambda name: (name != SCRATCH, name))
 
 
 def _left_out(curves: Curves) -> str:
@@ -299,7 +299,7 @@ def _means(
         counts += list(values.map(len))
         line = _line(ax, means.index, means, low, high, looks[name])
         entries[f"{name} (n = {len(values.iloc[0])})"] = line
-        rows += [[name, at, len(one), mean, *ends] for at, one, mean, *ends in zip(
+        rows += [[name, at, len(row), mean, *ends] for at, row, mean, *ends in zip(
             values.index, values, means, low, high, strict=True)]  # fmt: skip
     canvas.legend(picture, entries, title=canvas.text(by.rpartition(".")[2]))
     numbers = pandas.DataFrame(rows, columns=[by, "round", "trials", metric, "low", "high"])

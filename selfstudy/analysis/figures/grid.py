@@ -57,8 +57,8 @@ def heat_map(
             at = list(up).index(_level(row)), list(across).index(_level(column))
             cells.setdefault(at, []).append(value)
     mean = np.full((max(len(up), 1), max(len(across), 1)), np.nan)
-    for at, found in cells.items():
-        mean[at] = np.mean(found)
+    for at, scores in cells.items():
+        mean[at] = np.mean(scores)
     size = min(max(2.6, 0.62 * len(across)), 9), min(max(2.0, 0.4 * len(up)), 8)
     picture, (ax,) = canvas.grid(1, size=(size[0] + 1.6, size[1] + 0.8))
     if not cells:
@@ -68,8 +68,8 @@ def heat_map(
     used = sum(map(len, cells.values()))
     canvas.caption(picture, f"mean over {canvas.quantity(used, 'trial')}",
                    counts(frame, values, metric) if used < len(frame) else "")  # fmt: skip
-    table = [[list(across)[column], list(up)[row], len(found), np.mean(found)]
-             for (row, column), found in sorted(cells.items())]  # fmt: skip
+    table = [[list(across)[column], list(up)[row], len(scores), np.mean(scores)]
+             for (row, column), scores in sorted(cells.items())]  # fmt: skip
     return canvas.finish(
         picture, pandas.DataFrame(table, columns=[x, y, "trials", metric]), save
     )
@@ -81,8 +81,8 @@ def _level(value: Any) -> str:
 
 def _levels(column: "pandas.Series") -> dict[str, str]:
     """The values of a parameter, the smallest first, with their names; unset ones before."""
-    given = {repr(value): value for value in column if not missing(value)}
-    names = short_values(sorted(given.values(), key=order_of))
+    levels = {repr(value): value for value in column if not missing(value)}
+    names = short_values(sorted(levels.values(), key=order_of))
     return ({"unset": "unset"} if column.map(missing).any() else {}) | names
 
 
@@ -136,7 +136,7 @@ def confusion(
     count = np.zeros((len(classes), len(classes)), int)
     np.add.at(count, (place[: len(truth)], place[len(truth) :]), 1)
     share = count / np.maximum(count.sum(axis=1, keepdims=True), 1)
-    labels = [_class_name(names, one) for one in classes.tolist()]
+    labels = [_class_name(names, index) for index in classes.tolist()]
     side = min(max(2.4, 0.42 * len(classes)), 9)
     picture, (ax,) = canvas.grid(1, size=(side + 1.4, side + 0.6))
     if not len(classes):
@@ -152,12 +152,12 @@ def confusion(
     return canvas.finish(picture, pandas.DataFrame(rows, columns=columns), save)
 
 
-def _class_name(names: Sequence[str] | Mapping[Any, str] | None, one: Any) -> str:
+def _class_name(names: Sequence[str] | Mapping[Any, str] | None, label: Any) -> str:
     if isinstance(names, Mapping):
-        return str(names.get(one, one))
-    if names is not None and isinstance(one, int) and 0 <= one < len(names):
-        return str(names[one])
-    return str(one)
+        return str(names.get(label, label))
+    if names is not None and isinstance(label, int) and 0 <= label < len(names):
+        return str(names[label])
+    return str(label)
 
 
 def _matrix(

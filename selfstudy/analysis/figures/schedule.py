@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from selfstudy.analysis.results import Experiment
 
-RUNGS = 8  # that a figure has room to tell of
+RUNGS = 8  # at most, that a figure has room for
 UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
@@ -62,9 +62,9 @@ def rungs(
     stopped = ran[ran.status == "stopped"]
     at = sorted(set(stopped["round"].astype(int))) if at is None else sorted(at)
     picture, (above, below) = canvas.grid(2, 1, (5.2, 2.5), sharex=True)
-    told = canvas.outcomes(frame, "done", "stopped")
+    outcome = canvas.outcomes(frame, "done", "stopped")
     words = [f"{len(ran)} of {canvas.quantity(len(frame), 'trial')} have begun",
-             f"of all {told}" if told else ""]  # fmt: skip
+             f"of all {outcome}" if outcome else ""]  # fmt: skip
     numbers = _alive(ran)
     if ran.empty:
         canvas.caption(picture, *words)
@@ -72,7 +72,7 @@ def rungs(
         canvas.note(below, "")
         return canvas.finish(picture, numbers, save)
     curves = _curves(above, rounds, frame, metric)
-    agreement = {one: rank_correlation(curves, one) for one in at}
+    agreement = {rung: rank_correlation(curves, rung) for rung in at}
     if at and len(at) <= RUNGS:
         words.append(f"ρ: rank correlation with the end, of the {len(curves)} that finished")
     canvas.caption(picture, *words)
@@ -87,7 +87,7 @@ def rungs(
         below.set_ylabel("trials alive")
         below.set_xlabel("round")
     numbers["rung"] = numbers["round"].isin(at)
-    numbers["rank_correlation"] = [agreement.get(one, math.nan) for one in numbers["round"]]
+    numbers["rank_correlation"] = [agreement.get(rung, math.nan) for rung in numbers["round"]]
     return canvas.finish(picture, pandas.DataFrame(numbers), save)
 
 
@@ -139,14 +139,14 @@ def rank_correlation(curves: list["pandas.Series"], at: int) -> float:
 
 
 def _rung_lines(axes: Sequence[Axes], agreement: dict[int, float | None]) -> None:
-    for one, value in agreement.items():
+    for rung, value in agreement.items():
         for ax in axes:
-            ax.axvline(one, color=BLACK, linewidth=0.7, linestyle=":", zorder=0)
+            ax.axvline(rung, color=BLACK, linewidth=0.7, linestyle=":", zorder=0)
         if value is not None:
-            told = "ρ –" if math.isnan(value) else f"ρ {value:.2f}"
+            label = "ρ –" if math.isnan(value) else f"ρ {value:.2f}"
             with canvas.settings():
                 axes[0].annotate(
-                    told, (one, 1), (0, 2), fontsize=7, ha="center",
+                    label, (rung, 1), (0, 2), fontsize=7, ha="center",
                     xycoords=("data", "axes fraction"), textcoords="offset points",
                 )  # fmt: skip
 
@@ -170,7 +170,7 @@ def _savings(ran: "pandas.DataFrame") -> str:
 def timeline(experiments: "Sequence[Experiment]", save: str | Path | None = None) -> Figure:
     """Which trial ran when, in as many slots as were busy at once, and the best value so far.
 
-    A cross marks a failure, a bar across a retry. The title tells the share of the slots' time
+    A cross marks a failure, a bar across a retry. The title gives the share of the slots' time
     in which none was at work; time without a driver is left out of all.
 
     Args:
@@ -180,15 +180,15 @@ def timeline(experiments: "Sequence[Experiment]", save: str | Path | None = None
     import pandas
 
     read = [bars(experiment) for experiment in experiments]
-    found = [one for one_experiment, _ in read for one in one_experiment]
+    runs = [run for group, _ in read for run in group]
     elapsed = Elapsed([span for _, spans in read for span in spans])
-    slots, total = assign_slots(found), elapsed(LATEST)
+    slots, total = assign_slots(runs), elapsed(LATEST)
     height = 1.6 + 0.22 * min(slots, 24)
     picture, (above, below) = canvas.grid(
         2, 1, (6.4, height), 1.2, sharex=True, height_ratios=[max(height - 1.2, 1), 1.8]
     )
-    rows = [[one.exp, one.trial, one.slot, elapsed(one.start), elapsed(one.end), one.status,
-             len(one.retries)] for one in found]  # fmt: skip
+    rows = [[run.exp, run.trial, run.slot, elapsed(run.start), elapsed(run.end), run.status,
+             len(run.retries)] for run in runs]  # fmt: skip
     columns = ["exp", "trial", "slot", "start_s", "end_s", "status", "retries"]
     numbers = pandas.DataFrame(rows, columns=columns)
     trials = [trial for experiment in experiments for trial in experiment.trials]
@@ -196,12 +196,12 @@ def timeline(experiments: "Sequence[Experiment]", save: str | Path | None = None
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
     gaps = "time without a driver is left out" if len(elapsed.spans) > 1 else ""
     canvas.caption(picture, ended, gaps)
-    if not found or not total:
-        canvas.note(above, "no journal tells when trials ran")
+    if not runs or not total:
+        canvas.note(above, "no journal records when trials ran")
         canvas.note(below, "")
         return canvas.finish(picture, numbers, save)
-    unit, by = next(one for one in UNITS if total >= 2 * one[1] or one[1] == 1)
-    _bars(picture, above, found, elapsed, by, total)
+    unit, by = next(run for run in UNITS if total >= 2 * run[1] or run[1] == 1)
+    _bars(picture, above, runs, elapsed, by, total)
     used = float((numbers.end_s - numbers.start_s).sum())
     idle = max(0.0, 1 - used / (slots * total))
     with canvas.settings():
@@ -213,28 +213,28 @@ def timeline(experiments: "Sequence[Experiment]", save: str | Path | None = None
 
 
 def _bars(
-    picture: Figure, ax: Axes, found: list[Bar], elapsed: Elapsed, by: float, total: float
+    picture: Figure, ax: Axes, runs: list[Bar], elapsed: Elapsed, by: float, total: float
 ) -> None:
-    short = short_names(sorted({one.trial for one in found}))
+    short = short_names(sorted({run.trial for run in runs}))
     entries: dict[str, Any] = {}
-    for one in found:
-        start, width = elapsed(one.start) / by, (elapsed(one.end) - elapsed(one.start)) / by
-        color = CODES.get(one.status, GREY)
-        bar = ax.broken_barh([(start, width)], (one.slot - 0.4, 0.8), facecolor=color,
+    for run in runs:
+        start, width = elapsed(run.start) / by, (elapsed(run.end) - elapsed(run.start)) / by
+        color = CODES.get(run.status, GREY)
+        bar = ax.broken_barh([(start, width)], (run.slot - 0.4, 0.8), facecolor=color,
                              edgecolor="#ffffff", linewidth=0.6)  # fmt: skip
-        entries[one.status] = bar
-        if one.status in ("failed", "diverged"):
-            entries[one.status] = ax.plot(start + width, one.slot, "X", color=color,
+        entries[run.status] = bar
+        if run.status in ("failed", "diverged"):
+            entries[run.status] = ax.plot(start + width, run.slot, "X", color=color,
                                           markeredgecolor=INK, markersize=7)[0]  # fmt: skip
-        for when in one.retries:
-            entries["retried"] = ax.plot(elapsed(when) / by, one.slot, "|", color=INK,
+        for when in run.retries:
+            entries["retried"] = ax.plot(elapsed(when) / by, run.slot, "|", color=INK,
                                          markersize=12, markeredgewidth=2)[0]  # fmt: skip
-        name = canvas.text(short[one.trial], 12)
+        name = canvas.text(short[run.trial], 12)
         if width * by > total * 0.011 * (len(name) + 1):
             with canvas.settings():
-                ax.text(start + width / 2, one.slot, name, ha="center", va="center", fontsize=6,
-                        color="#ffffff" if one.status == "done" else INK)  # fmt: skip
-    most = max(one.slot for one in found)
+                ax.text(start + width / 2, run.slot, name, ha="center", va="center", fontsize=6,
+                        color="#ffffff" if run.status == "done" else INK)  # fmt: skip
+    most = max(run.slot for run in runs)
     ax.set_yticks(range(0, most + 1, max(1, most // 8)))
     ax.set_ylim(most + 0.6, -0.6)
     ax.set_xlim(0, total / by)

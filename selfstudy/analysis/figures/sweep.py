@@ -20,7 +20,7 @@ from util.text import headings, setting
 if TYPE_CHECKING:
     import pandas
 
-FEWEST = 8  # trials that importance is told of
+FEWEST = 8  # trials that importance needs
 CATEGORIES = 20  # values that an axis still names
 
 
@@ -67,23 +67,25 @@ class Scale:
     """
 
     def __init__(self, values: Sequence[Any]):
-        given = [value for value in values if not missing(value)]
-        self.numeric = bool(given) and all(map(_number, given))
-        self.log = self.numeric and canvas.on_log(given)
-        found = (
-            self._numbers(values, given) if self.numeric else self._categories(values, given)
+        present = [value for value in values if not missing(value)]
+        self.numeric = bool(present) and all(map(_number, present))
+        self.log = self.numeric and canvas.on_log(present)
+        positions = (
+            self._numbers(values, present)
+            if self.numeric
+            else self._categories(values, present)
         )
-        self.places, self.ticks = found
-        if len(given) < len(values):
+        self.places, self.ticks = positions
+        if len(present) < len(values):
             self.ticks[-0.12] = "unset"
 
-    def _numbers(self, values: Sequence[Any], given: list) -> tuple[np.ndarray, dict]:
-        few = sorted(set(given))
+    def _numbers(self, values: Sequence[Any], present: list) -> tuple[np.ndarray, dict]:
+        few = sorted(set(present))
         if len(few) > 5:
-            whole = all(isinstance(value, int) for value in few)
-            few = canvas.round_ticks(few[0], few[-1], self.log, whole)
+            integral = all(isinstance(value, int) for value in few)
+            few = canvas.round_ticks(few[0], few[-1], self.log, integral)
         scaled = np.log if self.log else np.asarray
-        low, high = scaled(float(min(given))), scaled(float(max(given)))
+        low, high = scaled(float(min(present))), scaled(float(max(present)))
 
         def place(value: Any) -> float:
             if missing(value):
@@ -92,22 +94,22 @@ class Scale:
 
         return np.array(list(map(place, values))), {place(at): f"{at:.4g}" for at in few}
 
-    def _categories(self, values: Sequence[Any], given: list) -> tuple[np.ndarray, dict]:
-        names = list(dict.fromkeys(map(repr, sorted(given, key=order_of))))
+    def _categories(self, values: Sequence[Any], present: list) -> tuple[np.ndarray, dict]:
+        names = list(dict.fromkeys(map(repr, sorted(present, key=order_of))))
         places = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.5]
         at = {name: float(place) for name, place in zip(names, places, strict=False)}
-        shown = short_values(given)
+        labels = short_values(present)
         every = max(1, -(-len(names) // CATEGORIES))
         return (np.array([-0.12 if missing(value) else at[repr(value)] for value in values]),
-                {at[name]: shown[name] for name in names[::every]})  # fmt: skip
+                {at[name]: labels[name] for name in names[::every]})  # fmt: skip
 
 
-def short_values(given: Sequence[Any]) -> dict[str, str]:
+def short_values(settings: Sequence[Any]) -> dict[str, str]:
     """Repr -> text of each value, without the folders that all have in common."""
-    told = {repr(value): setting(value) for value in given}
-    shared = os.path.commonprefix(list(told.values())).rpartition("/")
-    cut = len(shared[0]) + 1 if shared[1] and len(told) > 1 else 0
-    return {name: canvas.text(text[cut:], 20) for name, text in told.items()}
+    texts = {repr(value): setting(value) for value in settings}
+    shared = os.path.commonprefix(list(texts.values())).rpartition("/")
+    cut = len(shared[0]) + 1 if shared[1] and len(texts) > 1 else 0
+    return {name: canvas.text(text[cut:], 20) for name, text in texts.items()}
 
 
 def order_of(value: Any) -> tuple:
@@ -130,12 +132,12 @@ def metric_values(frame: "pandas.DataFrame", metric: str) -> np.ndarray:
 
 def counts(frame: "pandas.DataFrame", values: np.ndarray, metric: str) -> str:
     """What became of the trials, for a caption."""
-    told = [canvas.quantity(len(frame), "trial")]
+    parts = [canvas.quantity(len(frame), "trial")]
     if ended := canvas.outcomes(frame, "done"):
-        told.append(f"of these {ended}")
+        parts.append(f"of these {ended}")
     if without := int(np.isnan(values).sum()):
-        told.append(f"{without} without {canvas.text(metric)}")
-    return ", ".join(told)
+        parts.append(f"{without} without {canvas.text(metric)}")
+    return ", ".join(parts)
 
 
 def axis_label(metric: str) -> str:
@@ -206,9 +208,9 @@ def _axes(ax: Axes, scales: list[Scale], names: list[str]) -> None:
         ax.tick_params("x", length=0)
         for number, scale in enumerate(scales):
             ax.plot([number, number], [0, 1], color=BLACK, linewidth=0.9, zorder=3)
-            for place, told in scale.ticks.items():
+            for place, label in scale.ticks.items():
                 ax.plot([number - 0.02, number], [place, place], color=BLACK, linewidth=0.9)
-                ax.text(number + 0.03, place, told, fontsize=7, va="center", zorder=4)
+                ax.text(number + 0.03, place, label, fontsize=7, va="center", zorder=4)
 
 
 def slices(frame: "pandas.DataFrame", metric: str, save: str | Path | None = None) -> Figure:
@@ -231,17 +233,17 @@ def slices(frame: "pandas.DataFrame", metric: str, save: str | Path | None = Non
         canvas.note(axes[0], f"{why} among {canvas.quantity(len(frame), 'trial')}")
         return canvas.finish(picture, frame.loc[:, [*heads, metric]], save)
     ended = frame["status"] if "status" in frame else ["done"] * len(frame)
-    whole = np.array([status == "done" for status in ended])
+    is_done = np.array([status == "done" for status in ended])
     entries = {}
     for ax, (name, head) in zip(axes, heads.items(), strict=True):
         scale = Scale(frame[name].tolist())
-        for told, wanted, fill in (
-            ("done", whole, canvas.COLORS[0]),
-            ("not done", ~whole, "none"),
+        for label, wanted, fill in (
+            ("done", is_done, canvas.COLORS[0]),
+            ("not done", ~is_done, "none"),
         ):
             at = have & wanted
             if at.any():
-                entries[told] = ax.plot(scale.places[at], values[at], "o", markersize=4.5,
+                entries[label] = ax.plot(scale.places[at], values[at], "o", markersize=4.5,
                                         markerfacecolor=fill, markeredgecolor=canvas.COLORS[0],
                                         alpha=0.8, linestyle="none")[0]  # fmt: skip
         ticks = dict(sorted(scale.ticks.items()))
@@ -317,16 +319,16 @@ def _permutation_importance(
     from sklearn.model_selection import KFold
 
     draws, random = 20, np.random.default_rng(0)
-    whole, wrong = 0.0, np.zeros((features.shape[1], draws))
+    total, wrong = 0.0, np.zeros((features.shape[1], draws))
     for fitted, held in KFold(5, shuffle=True, random_state=0).split(features):
         forest = RandomForestRegressor(100, random_state=0).fit(
             features[fitted], values[fitted]
         )
-        whole += ((forest.predict(features[held]) - values[held]) ** 2).sum()
+        total += ((forest.predict(features[held]) - values[held]) ** 2).sum()
         for at in range(features.shape[1]):
             again = np.repeat(features[held][None], draws, axis=0)
             again[..., at] = random.choice(features[:, at], again.shape[:2])
-            told = forest.predict(again.reshape(-1, features.shape[1])).reshape(draws, -1)
-            wrong[at] += ((told - values[held]) ** 2).sum(axis=1)
+            predicted = forest.predict(again.reshape(-1, features.shape[1])).reshape(draws, -1)
+            wrong[at] += ((predicted - values[held]) ** 2).sum(axis=1)
     spread = ((values - values.mean()) ** 2).sum() or 1.0  # all alike: nothing can be lost
-    return 1 - whole / spread, (wrong - whole) / spread
+    return 1 - total / spread, (wrong - total) / spread

@@ -25,7 +25,7 @@ def convert_ds_name(ds: str | int) -> str:
     """The factors that a data set varies: 1010 and 'xlg1010' are 'T-V-'.
 
     Args:
-        ds: a name whose last four digits tell the factors, or these as an integer; another
+        ds: a name whose last four digits are the factors, or these as an integer; another
             name stays as it is.
     """
     bits = _bits(ds)
@@ -53,11 +53,11 @@ def merge_results(parts: Sequence[Mapping]) -> dict:
     """
     merged: dict = {}
     for key in dict.fromkeys(key for part in parts for key in part):
-        found = [part[key] for part in parts if key in part]
-        nested = [isinstance(one, Mapping) for one in found]
+        values = [part[key] for part in parts if key in part]
+        nested = [isinstance(value, Mapping) for value in values]
         if any(nested) and not all(nested):
             raise ValueError(f"'{key}' holds an array in one result and a dict in another")
-        merged[key] = merge_results(found) if all(nested) else np.concatenate(found)
+        merged[key] = merge_results(values) if all(nested) else np.concatenate(values)
     return merged
 
 
@@ -123,9 +123,9 @@ class ExperimentResult:
         """Read `exp_lens` and `acc` from the lines; with `get_test` (train, test)."""
         second = "test_accuracy" if get_test else "valid_accuracy"
         self.exp_lens = np.array([len(lines) for lines in self.results_raw.values()], int)
-        found = [[results.number(lines[-1], name) for name in ("train_accuracy", second)]
+        rows = [[results.number(lines[-1], name) for name in ("train_accuracy", second)]
                  for lines in self.results_raw.values()]  # fmt: skip
-        self.acc = np.array(found, float).reshape(-1, 2) * 100  # None becomes NaN
+        self.acc = np.array(rows, float).reshape(-1, 2) * 100  # None becomes NaN
 
     def process_params(
         self,
@@ -182,13 +182,13 @@ class ExperimentResult:
         data = self.acc if exp_data is None else np.asarray(exp_data)
         keys = self._keys(key_list)
         taken = np.arange(len(data)) if filt_idxs is None else np.arange(len(data))[filt_idxs]
-        found: dict = {}
+        nested: dict = {}
         for at in sorted(taken, key=lambda at: [_order(value) for value in keys[at]]):
-            inner = found
+            inner = nested
             for value in keys[at][:-1]:
                 inner = inner.setdefault(value, {})
             inner.setdefault(keys[at][-1], []).append(data[at])
-        return _arrays(found)
+        return _arrays(nested)
 
     def organize_as_arr(
         self, exp_data: np.ndarray | None = None, key_list: Sequence[str] | None = None
@@ -211,7 +211,7 @@ class ExperimentResult:
         mean, spread = np.full(shape, np.nan), np.full(shape, np.nan)
         cells: dict[tuple, list] = {}
         for row, numbers in zip(keys, data, strict=True):
-            at = tuple(one.index(value) for one, value in zip(values, row, strict=True))
+            at = tuple(cell.index(value) for cell, value in zip(values, row, strict=True))
             cells.setdefault(at, []).append(numbers)
         for at, repeats in cells.items():
             mean[at], spread[at] = np.mean(repeats, axis=0), np.std(repeats, axis=0)
@@ -234,10 +234,10 @@ def _order(value: Any) -> tuple:
     return (value is not None, not number, value if number else str(value))
 
 
-def _arrays(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {key: _arrays(inner) for key, inner in found.items()}
-    return np.array(found)
+def _arrays(nested: Any) -> Any:
+    if isinstance(nested, dict):
+        return {key: _arrays(inner) for key, inner in nested.items()}
+    return np.array(nested)
 
 
 def calc_utility(
@@ -251,7 +251,7 @@ def calc_utility(
     Args:
         v0: the baseline, labels -> [repeats, 2] accuracies in percent; the last column counts.
         v1: the method, likewise.
-        d_amts: the method's numbers of labels to tell of; default: all.
+        d_amts: the method's numbers of labels to include; default: all.
         formula: 'monotone' is `utility.utility`, where what the baseline never reaches counts
             with its bound; 'original' the published program's with its faults.
 
@@ -275,9 +275,9 @@ def calc_utility(
         return utilities.original(base, ours)
     if formula != "monotone":
         raise UserError(f"formula '{formula}': expected 'monotone' or 'original'")
-    found = utilities.utility(base, ours, draws=0)
+    estimate = utilities.utility(base, ours, draws=0)
     spread = []
     for at, n in enumerate(sorted(ours)):
-        one_each = [utilities.utility(base, ours | {n: [value]}, draws=0) for value in ours[n]]
-        spread.append(np.std([one.value[at] for one in one_each]))
-    return found.labels, found.value, np.array(spread)
+        singles = [utilities.utility(base, ours | {n: [value]}, draws=0) for value in ours[n]]
+        spread.append(np.std([repeat.value[at] for repeat in singles]))
+    return estimate.labels, estimate.value, np.array(spread)

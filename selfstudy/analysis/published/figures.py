@@ -52,12 +52,12 @@ def accuracy_plot(
         for name, style in _looks(to_compare, look).items():
             cells = _cells(results[name].get(ds, {}), d_amts)
             for column, line in ((-1, style["linestyle"]), (0, "--"))[: 1 + include_train]:
-                values = [np.asarray(one, float)[:, column] for one in cells.values()]
+                values = [np.asarray(cell, float)[:, column] for cell in cells.values()]
                 label = canvas.text(name) if column == -1 else "_train"
                 options: dict[str, Any] = style | {"linestyle": line}
                 if values:
-                    ax.errorbar(list(cells), [one.mean() for one in values],
-                                [one.std() for one in values], capsize=2,
+                    ax.errorbar(list(cells), [cell.mean() for cell in values],
+                                [cell.std() for cell in values], capsize=2,
                                 label=label, **options)  # fmt: skip
         _dress(ax, ds, look | {"ylabel": look["ylabel"] or "accuracy (%)"})
     return figure
@@ -100,23 +100,23 @@ def utility_plot(
         raise UserError(f"{len(bases)} baselines for {len(to_compare)} methods")
     _check(results, bases)
     _, panels, look = _frame(results, to_compare, ds_names, ax_ref, look, pyplot=True)
-    told: dict[Any, dict[str, list[np.ndarray]]] = {}
+    plotted: dict[Any, dict[str, list[np.ndarray]]] = {}
     for ax, ds in panels:
         limit = 0
         looks = _looks(to_compare, look)
-        told[ds] = {}
+        plotted[ds] = {}
         for name, base in zip(to_compare, bases, strict=True):
             v0, v1 = results[base].get(ds), _cells(results[name].get(ds, {}), d_amts)
             if not v0 or not v1:
                 continue
             labels, value, spread = calc_utility(v0, v1, formula=formula)
-            told[ds][name] = [labels, value]
-            shown = {"label": canvas.text(name), "capsize": 2} | looks[name]
-            ax.errorbar(labels, value, spread, **shown)
+            plotted[ds][name] = [labels, value]
+            style = {"label": canvas.text(name), "capsize": 2} | looks[name]
+            ax.errorbar(labels, value, spread, **style)
             limit = max(limit, *v0)
-        _beyond(ax, limit, [labels for labels, _ in told[ds].values()])
+        _beyond(ax, limit, [labels for labels, _ in plotted[ds].values()])
         _dress(ax, ds, look | {"ylabel": look["ylabel"] or "utility"})
-    return told
+    return plotted
 
 
 def _beyond(ax: Axes, limit: float, labels: list[np.ndarray]) -> None:
@@ -190,19 +190,19 @@ def _pyplot_grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 
 def _looks(names: Sequence[str], look: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    found = canvas.styles(list(names), "scratch")
+    styles = canvas.styles(list(names), "scratch")
     for key, style in (("c_ref", "color"), ("l_ref", "linestyle"), ("m_ref", "marker")):
-        given = look[key]
+        value = look[key]
         for number, name in enumerate(names):
-            if isinstance(given, Mapping) and name in given:
-                found[name][style] = given[name]
-            elif given is not None and not isinstance(given, Mapping) and number < len(given):
-                found[name][style] = given[number]
-    for style in found.values():
+            if isinstance(value, Mapping) and name in value:
+                styles[name][style] = value[name]
+            elif value is not None and not isinstance(value, Mapping) and number < len(value):
+                styles[name][style] = value[number]
+    for style in styles.values():
         style |= {"markersize": look["m_size"], "linewidth": 1.3}
         if not look["use_markers"]:
             style["marker"] = None
-    return found
+    return styles
 
 
 def _cells(by_labels: Mapping[int, np.ndarray], d_amts: Sequence[int] | None) -> dict:
@@ -250,9 +250,9 @@ def compare_training_curves(
     """
     lines = list(results.values()) if isinstance(results, Mapping) else list(results)
     column = [params[at, to_compare] for at in range(len(lines))]
-    values = sorted({setting(one): one for one in column}.values(), key=order_of)
-    looks = list(canvas.styles([setting(one) for one in values]).values())
-    names = list(labels) if labels else [setting(one) for one in values]
+    values = sorted({setting(run): run for run in column}.values(), key=order_of)
+    looks = list(canvas.styles([setting(run) for run in values]).values())
+    names = list(labels) if labels else [setting(run) for run in values]
     figure, axes = canvas.grid(
         len(filters) * len(splits), n_cols or len(splits), margin=1.2, sharey=True
     )
@@ -263,16 +263,16 @@ def compare_training_curves(
         for split in splits:
             ax = next(panels)
             for at in taken:
-                rank = [setting(one) for one in values].index(setting(column[at]))
+                rank = [setting(run) for run in values].index(setting(column[at]))
                 color = colors[rank] if colors else looks[rank]["color"]
                 points = [(line["round"], line_number(line, f"{split}_accuracy"))
                           for line in lines[at]]  # fmt: skip
                 points = [point for point in points if point[1] is not None]
                 drawn = ax.plot(*np.array(points).reshape(-1, 2).T, color=color, linewidth=1.2)
                 entries.setdefault(names[rank], drawn[0])
-            told = filt_labels[number_of] if filt_labels else ""
+            label = filt_labels[number_of] if filt_labels else ""
             with canvas.settings():
-                ax.set_title(f"{canvas.text(told)} {canvas.text(split)}".strip())
+                ax.set_title(f"{canvas.text(label)} {canvas.text(split)}".strip())
                 ax.set_xlabel("round")
             ax.grid(alpha=0.25)
     axes[0].set_ylim(top=y_max)  # all share it

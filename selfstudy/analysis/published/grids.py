@@ -102,18 +102,18 @@ def number_texts(
     if arr.ndim != 2 or not arr.size:
         raise UserError(f"{arr.shape}: expected a table [rows, columns]")
 
-    def told(value: Any, more: Any) -> str:
+    def cell_text(value: Any, more: Any) -> str:
         if not np.isfinite(value):
             return "-"
-        whole = float(value).is_integer() and number_mode != "float"
+        integral = float(value).is_integer() and number_mode != "float"
         text = f"{value:.{precision}f}"
         if number_mode == "hex":
             text = f"{int(value):x}"
-        elif whole:
+        elif integral:
             text = f"{int(value)}"
         return text if more is None else f"{text} ± {more:.{precision}f}"
 
-    return [[told(value, None if err is None else np.asarray(err)[at, column])
+    return [[cell_text(value, None if err is None else np.asarray(err)[at, column])
              for column, value in enumerate(row)] for at, row in enumerate(arr)]  # fmt: skip
 
 
@@ -176,7 +176,8 @@ def display_hyperparam_results(
     if len(set(wanted)) < 3 or max(wanted) >= len(p_keys):
         raise UserError(f"axes {wanted}: expected three of the {len(p_keys)} parameters")
     acc, std = (
-        _average_others(np.asarray(one)[..., plot_valid], wanted) for one in (p_acc, p_std)
+        _average_others(np.asarray(values)[..., plot_valid], wanted)
+        for values in (p_acc, p_std)
     )
     columns = -(-len(acc) // max(n_rows, 1))
     size = plt_wd or 1.0 + 0.75 * acc.shape[2], plt_ht or 0.8 + 0.32 * acc.shape[1]
@@ -255,16 +256,16 @@ def compare_hyper_exps(
         held.setdefault(len(p_keys), 1)
     rest = [at for at in range(len(keys)) if at != across and at not in held]
     where = list(np.ndindex(*(len(values[at]) for at in rest)))
-    means, spreads = (_rows(np.asarray(one), rest, where, held) for one in (p_acc, p_std))
+    means, spreads = (_rows(np.asarray(index), rest, where, held) for index in (p_acc, p_std))
 
     def name(key: int, at: int) -> str:
         return _value_name((map_ref or {}).get(keys[key]), values[key][at], at)
 
     rows = []
-    for one in where:
-        told = [(canvas.text(keys[key]), name(key, at))
-                for key, at in zip(rest, one, strict=True)]  # fmt: skip
-        rows.append(", ".join(" ".join(pair) for pair in told))
+    for index in where:
+        pairs = [(canvas.text(keys[key]), name(key, at))
+                for key, at in zip(rest, index, strict=True)]  # fmt: skip
+        rows.append(", ".join(" ".join(pair) for pair in pairs))
     if ax is None:
         wide = 1.4 + 0.06 * max(map(len, rows)) + 0.75 * means.shape[1]
         _, (ax,) = canvas.grid(1, size=(plt_wd or wide, plt_ht or 0.8 + 0.3 * len(rows)))
@@ -282,18 +283,18 @@ def _rows(
     table: np.ndarray, rest: list[int], where: list[tuple[int, ...]], held: dict[int, int]
 ) -> np.ndarray:
     """[settings, values of the one axis that is left] of a table."""
-    found = []
-    for one in where:
+    rows = []
+    for index in where:
         place: list[Any] = [slice(None)] * table.ndim
-        for at, position in [*zip(rest, one, strict=True), *held.items()]:
+        for at, position in [*zip(rest, index, strict=True), *held.items()]:
             place[at] = position
-        found.append(table[tuple(place)])
-    return np.stack(found)
+        rows.append(table[tuple(place)])
+    return np.stack(rows)
 
 
-def _value_name(given: Any, value: Any, at: int) -> str:
-    if callable(given):
-        return canvas.text(given(value), 16)
-    if isinstance(given, Mapping):
-        return canvas.text(given.get(value, value), 16)
-    return canvas.text(given[at], 16) if given is not None else _short(value)
+def _value_name(names: Any, value: Any, at: int) -> str:
+    if callable(names):
+        return canvas.text(names(value), 16)
+    if isinstance(names, Mapping):
+        return canvas.text(names.get(value, value), 16)
+    return canvas.text(names[at], 16) if names is not None else _short(value)

@@ -78,12 +78,14 @@ def gather(names: Sequence[str | Path]) -> Findings:
     """Read everything that the page shows.
 
     Args:
-        names: of experiments, or of studies, which stand for the experiments inside.
+        names: of experiments, or of studies, which include all experiments inside.
 
     Raises:
         UserError: one doesn't exist.
     """
-    read = {one.folder: one for one in map(results.read, results.expand(names))}
+    read = {
+        experiment.folder: experiment for experiment in map(results.read, results.expand(names))
+    }
     experiments = list(read.values())
     studies = _studies(names)
     study = next(iter(studies.values()), {})
@@ -95,7 +97,7 @@ def gather(names: Sequence[str | Path]) -> Findings:
     metric, mode = _goal(answering, part)
     if curves:
         metric = curves.metric
-    asked = [name for one in answering for name, _ in one.goals()]
+    asked = [name for experiment in answering for name, _ in experiment.goals()]
     return Findings(
         names=list(map(str, names)),
         experiments=experiments,
@@ -108,7 +110,9 @@ def gather(names: Sequence[str | Path]) -> Findings:
         metric=metric,
         mode=mode,
         valueless="" if metric in asked or not asked else asked[0],
-        groups=groups([trial for one in answering for trial in one.trials], metric, mode),
+        groups=groups(
+            [trial for experiment in answering for trial in experiment.trials], metric, mode
+        ),
         curves=curves,
     )
 
@@ -130,12 +134,16 @@ def _answer(
 
 def _rows_of(experiments: list[Experiment], frame: "pandas.DataFrame") -> "pandas.DataFrame":
     """The rows of the trials of these experiments."""
-    return frame.loc[frame.exp.isin([one.name for one in experiments])]
+    return frame.loc[frame.exp.isin([experiment.name for experiment in experiments])]
 
 
 def _answering(experiments: list[Experiment], study: dict[str, Any]) -> list[Experiment]:
     """A study's last stage that has results answers its question."""
-    begun = [one for one in experiments if any(trial.rounds for trial in one.trials)]
+    begun = [
+        experiment
+        for experiment in experiments
+        if any(trial.rounds for trial in experiment.trials)
+    ]
     return begun[-1:] if study and begun else experiments
 
 
@@ -144,22 +152,22 @@ def _vary_labels(experiments: list[Experiment], frame: "pandas.DataFrame") -> li
     if efficiency.LABELS not in frame:
         return []
     names = set(frame.loc[frame[efficiency.LABELS].notna(), "exp"])
-    return [one for one in experiments if one.name in names]
+    return [experiment for experiment in experiments if experiment.name in names]
 
 
 def _curves(part: "pandas.DataFrame") -> Curves | None:
     if not efficiency.has_curves(part):
         return None
     try:
-        found = efficiency.curves(part)
+        curves = efficiency.curves(part)
     except ValueError:  # no trial has an accuracy
         return None
-    return found if found.values else None
+    return curves if curves.values else None
 
 
 def _goal(experiments: list[Experiment], frame: "pandas.DataFrame") -> tuple[str, str]:
     """The search's metric that trials have a value of, else a usual one."""
-    goals = dict(goal for one in experiments for goal in one.goals())
+    goals = dict(goal for experiment in experiments for goal in experiment.goals())
     usual = {name: "min" if "loss" in name else "max" for name in FALLBACK}
     known = [(name, mode) for name, mode in (usual | goals).items()
              if name in frame and any(frame[name].notna())]  # fmt: skip
@@ -182,11 +190,11 @@ def make(names: Sequence[str | Path]) -> str:
     return _compose(gather(names))
 
 
-def _compose(found: Findings, refresh: int = 0) -> str:
+def _compose(findings: Findings, refresh: int = 0) -> str:
     draw = Drawer()
-    parts = [chapter(found, draw) for chapter in chapters.ALL]
-    title = found.study.get("question") or ", ".join(found.names)
-    return page.render(title, chapters.header(found), parts, refresh)
+    parts = [chapter(findings, draw) for chapter in chapters.ALL]
+    title = findings.study.get("question") or ", ".join(findings.names)
+    return page.render(title, chapters.header(findings), parts, refresh)
 
 
 class Drawer:
@@ -218,9 +226,9 @@ def write(names: Sequence[str | Path], output: str | Path) -> int:
         UserError: an experiment that doesn't exist, or a file that cannot be written.
     """
     path = writable(output)
-    found = gather(names)
-    _write(path, _compose(found))
-    return len(found.trials)
+    findings = gather(names)
+    _write(path, _compose(findings))
+    return len(findings.trials)
 
 
 def writable(output: str | Path) -> Path:
@@ -263,7 +271,7 @@ def watch(
         output: the file.
         every: seconds between two looks.
         said: called with a line for each page written.
-        sleep: waits for so many seconds.
+        sleep: waits for a number of seconds.
 
     Raises:
         UserError: as for `write`, or `every` is below 1.
@@ -273,20 +281,20 @@ def watch(
     path = writable(output)
     before: Any = None
     while True:
-        found = gather(names)
-        ended = _has_ended(found)
+        findings = gather(names)
+        ended = _has_ended(findings)
         now = [(trial.exp, trial.name, trial.status, trial.why, len(trial.rounds), trial.last)
-               for trial in found.trials]  # fmt: skip
+               for trial in findings.trials]  # fmt: skip
         if now != before or ended:
-            _write(path, _compose(found, 0 if ended else max(1, round(every))))
-            count = sum(trial.status in ENDED for trial in found.trials)
-            said(f"{path}: {count} of {len(found.trials)} trials have ended")
+            _write(path, _compose(findings, 0 if ended else max(1, round(every))))
+            count = sum(trial.status in ENDED for trial in findings.trials)
+            said(f"{path}: {count} of {len(findings.trials)} trials have ended")
         if ended:
             return
         before = now
         sleep(every)
 
 
-def _has_ended(found: Findings) -> bool:
+def _has_ended(findings: Findings) -> bool:
     """Whether all trials have ended and no later stage of a study is missing."""
-    return not found.coming and all(trial.status in ENDED for trial in found.trials)
+    return not findings.coming and all(trial.status in ENDED for trial in findings.trials)

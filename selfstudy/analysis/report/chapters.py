@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SHOWN = 50  # rows of a table
 SIDE_BY_SIDE = 6  # configurations
 CELLS = 30  # values of a parameter in a heat map
-FEW = 4  # trials that a sweep's figures begin to tell something of
+FEW = 4  # trials that a sweep's figures are worth drawing: fewer show nothing
 
 
 def values_text(values: dict[str, Any], heads: dict[str, str]) -> str:
@@ -49,29 +49,33 @@ def spread_text(values: list[float], ends: tuple[float, float]) -> str:
 # ---- header ---------------------------------------------------------------------------------
 
 
-def header(found: "Findings") -> dict[str, Any]:
+def header(findings: "Findings") -> dict[str, Any]:
     """What was asked and run, when, with what, and what became of the trials."""
-    trials = found.trials
+    trials = findings.trials
     count = Counter(trial.status for trial in trials)
-    told = [provenance.environment(one.folder) for one in found.experiments]
-    elapsed = Elapsed([span for one in found.experiments for span in bars(one)[1]])
+    machines = [
+        provenance.environment(experiment.folder) for experiment in findings.experiments
+    ]
+    elapsed = Elapsed(
+        [span for experiment in findings.experiments for span in bars(experiment)[1]]
+    )
     wall = elapsed(LATEST)
     hours = sum(number(trial.last, "total_s") or 0 for trial in trials) / 3600
     rows = [
-        ("experiments", [one.name for one in found.experiments]),
-        ("command", [found.study["command"]] if "command" in found.study
-         else provenance.plan_commands(found.experiments)),
+        ("experiments", [experiment.name for experiment in findings.experiments]),
+        ("command", [findings.study["command"]] if "command" in findings.study
+         else provenance.plan_commands(findings.experiments)),
         ("when", _when(elapsed)),
-        ("commit", provenance.distinct(told, provenance.commit)),
-        ("hardware", provenance.distinct(told, provenance.hardware)),
-        ("versions", provenance.distinct(told, provenance.versions)),
+        ("commit", provenance.distinct_texts(machines, provenance.commit)),
+        ("hardware", provenance.distinct_texts(machines, provenance.hardware)),
+        ("versions", provenance.distinct_texts(machines, provenance.versions)),
         ("wall time", [seconds_text(wall)] if wall else []),
         ("trial time", [f"{hours:.2f} hours"] if hours else []),
     ]  # fmt: skip
-    preset = found.study.get("preset")
+    preset = findings.study.get("preset")
     return {
         "lead": [f"Preset {preset}." if preset else "", quantity(len(trials), "trial")
-                 + f" in {quantity(len(found.experiments), 'experiment')}."],
+                 + f" in {quantity(len(findings.experiments), 'experiment')}."],
         "counts": [(status, count[status]) for status in STATUSES if count[status]],
         "facts": Facts([row for row in rows if row[1]]),
         "reasons": _reasons(trials),
@@ -98,24 +102,28 @@ def _reasons(trials: list[TrialRecord]) -> Table | None:
 # ---- headline -------------------------------------------------------------------------------
 
 
-def headline(found: "Findings", draw: "Drawer") -> Chapter:
+def headline(findings: "Findings", draw: "Drawer") -> Chapter:
     """The answer: label efficiency where it was measured, else the best trial."""
-    blocks = _efficiency(found, found.curves, draw) if found.curves else _best(found, draw)
+    blocks = (
+        _efficiency(findings, findings.curves, draw)
+        if findings.curves
+        else _best(findings, draw)
+    )
     return Chapter("answer", "Answer", blocks)
 
 
 def _efficiency(found: "Findings", curves: Curves, draw: "Drawer") -> list[Any]:
-    whole = efficiency.table(curves)
-    told = efficiency.sentences(curves)
-    blocks: list[Any] = [Text(told)] if told else []
+    frame = efficiency.table(curves)
+    lines = efficiency.sentences(curves)
+    blocks: list[Any] = [Text(lines)] if lines else []
     metric = curves.metric.replace("_", " ")
     blocks += draw(f"{metric} against the number of labels", figures.accuracy, curves)
-    if told:
+    if lines:
         blocks += draw("Utility: how many more labels training from scratch would have needed",
                        figures.utility, curves)  # fmt: skip
-    blocks.append(_cells(whole, f"{metric}: mean ± standard deviation (repeats)", _accuracy))
-    others = whole.loc[whole.utility.notna() & (whole.method != efficiency.SCRATCH)]
-    if told:
+    blocks.append(_cells(frame, f"{metric}: mean ± standard deviation (repeats)", _accuracy))
+    others = frame.loc[frame.utility.notna() & (frame.method != efficiency.SCRATCH)]
+    if lines:
         title = "Utility over scratch, with its 95 % bootstrap interval"
         blocks.append(_cells(others, title, efficiency.value, "utility"))
     return blocks
@@ -126,13 +134,13 @@ def _accuracy(row: Any) -> str:
     return f"{row.accuracy:.3f}{spread} ({row.repeats})"
 
 
-def _cells(whole: "pandas.DataFrame", title: str, text: Any, by: str = "accuracy") -> Table:
+def _cells(frame: "pandas.DataFrame", title: str, text: Any, by: str = "accuracy") -> Table:
     """A row a method and a column a number of labels; the best of each column is strong."""
-    amounts = sorted(whole.labels.unique())
-    panels = list(dict.fromkeys(whole.data_set))
+    amounts = sorted(frame.labels.unique())
+    panels = list(dict.fromkeys(frame.data_set))
     rows, strong = [], set()
     for panel in panels:
-        part, first = whole.loc[whole.data_set == panel], len(rows)
+        part, first = frame.loc[frame.data_set == panel], len(rows)
         methods = list(dict.fromkeys(part.method))
         for method in methods:
             by_labels = {
@@ -152,59 +160,68 @@ def _cells(whole: "pandas.DataFrame", title: str, text: Any, by: str = "accuracy
     return Table(head, rows, frozenset(strong), title=title)
 
 
-def _best(found: "Findings", draw: "Drawer") -> list[Any]:
-    scored = [group for group in found.groups if group.scores]
+def _best(findings: "Findings", draw: "Drawer") -> list[Any]:
+    scored = [group for group in findings.groups if group.scores]
     if not scored:
-        return [Text([f"No trial has a value of {found.metric} yet."])] if found.trials else []
-    heads = headings([trial.overrides for group in found.groups for trial in group.trials])
-    without = [f"No trial has a value of {found.valueless}."] if found.valueless else []
-    blocks: list[Any] = [Text([*without, _sentence(found, scored, heads)])]
-    rounds = found.rounds[found.rounds.exp.isin([one.name for one in found.answering])]
-    metric = found.metric.replace("_", " ")
+        return (
+            [Text([f"No trial has a value of {findings.metric} yet."])]
+            if findings.trials
+            else []
+        )
+    heads = headings([trial.overrides for group in findings.groups for trial in group.trials])
+    without = [f"No trial has a value of {findings.valueless}."] if findings.valueless else []
+    blocks: list[Any] = [Text([*without, _sentence(findings, scored, heads)])]
+    rounds = findings.rounds[
+        findings.rounds.exp.isin([experiment.name for experiment in findings.answering])
+    ]
+    metric = findings.metric.replace("_", " ")
     if any(rounds["round"] > 1):
-        blocks += draw(f"{metric} over rounds", figures.training, rounds, found.metric,
-                       trials=found.part)  # fmt: skip
+        blocks += draw(f"{metric} over rounds", figures.training, rounds, findings.metric,
+                       trials=findings.part)  # fmt: skip
     return blocks
 
 
-def _sentence(found: "Findings", scored: list[Group], heads: dict[str, str]) -> str:
-    pick = min if found.mode == "min" else max
+def _sentence(findings: "Findings", scored: list[Group], heads: dict[str, str]) -> str:
+    pick = min if findings.mode == "min" else max
     pairs = [(score, group) for group in scored for score in group.scores]
     score, group = pick(pairs, key=lambda pair: pair[0])
-    trial = next(one for one in group.trials if number(one.last, found.metric) == score)
-    name = f"{trial.exp}/{trial.name}" if found.several else trial.name
-    given = values_text(trial.overrides, heads)
-    way = "smallest" if found.mode == "min" else "largest"
-    told = (f"The {way} {found.metric} is {figure(score)}: {name}"
-            f"{f' with {given}' if given else ''}, round {trial.last['round']}.")  # fmt: skip
+    trial = next(
+        entry for entry in group.trials if number(entry.last, findings.metric) == score
+    )
+    name = f"{trial.exp}/{trial.name}" if findings.several else trial.name
+    overrides = values_text(trial.overrides, heads)
+    way = "smallest" if findings.mode == "min" else "largest"
+    where = f"{name} with {overrides}" if overrides else name
+    text = f"The {way} {findings.metric} is {figure(score)}: {where}, "
+    text += f"round {trial.last['round']}."
     if len(group.scores) > 1:
         mean = spread_text(group.scores, group.interval())
-        told += f" Over {len(group.scores)} seeds the mean is {mean} (95 % bootstrap interval)."
+        text += f" Over {len(group.scores)} seeds the mean is {mean} (95 % bootstrap interval)."
     others = len(scored) - 1
     if others and scored[0] is not group:
-        told += f" The best mean over seeds is {figure(scored[0].mean)}: " + (
+        text += f" The best mean over seeds is {figure(scored[0].mean)}: " + (
             values_text(scored[0].values, heads) or "without overrides") + "."  # fmt: skip
-    return told
+    return text
 
 
 # ---- leaderboard ----------------------------------------------------------------------------
 
 
-def leaderboard(found: "Findings", draw: "Drawer") -> Chapter:
+def leaderboard(findings: "Findings", draw: "Drawer") -> Chapter:
     """Trials grouped over seeds, the best mean first."""
-    scored = [group for group in found.groups if group.scores]
-    if not scored or len(found.groups) < 2:
+    scored = [group for group in findings.groups if group.scores]
+    if not scored or len(findings.groups) < 2:
         return Chapter("leaderboard", "Leaderboard", [])
-    best = (min if found.mode == "min" else max)(group.mean for group in scored)
+    best = (min if findings.mode == "min" else max)(group.mean for group in scored)
     top = scored[:SHOWN]
     columns = [("", [f"{place}" for place in range(1, len(top) + 1)])]
-    if found.several:
+    if findings.several:
         columns.append(("experiment", [group.exp for group in top]))
-    for name, heading in headings([group.values for group in found.groups]).items():
+    for name, heading in headings([group.values for group in findings.groups]).items():
         cells = [setting(group.values[name]) if name in group.values else "" for group in top]
         columns.append((heading, cells))
     at_metric = len(columns)
-    columns.append((found.metric, [figure(group.mean) for group in top]))
+    columns.append((findings.metric, [figure(group.mean) for group in top]))
     intervals = [_interval_text(group) for group in top]
     if any(intervals):
         columns.append(("95 % interval", intervals))
@@ -216,7 +233,7 @@ def leaderboard(found: "Findings", draw: "Drawer") -> Chapter:
     rows = list(zip(*(cells for _, cells in columns), strict=True))
     strong = {(row, at_metric) for row, group in enumerate(top) if group.mean == best}
     table = Table([heading for heading, _ in columns], rows, frozenset(strong),
-                  _board_note(found, scored))  # fmt: skip
+                  _board_note(findings, scored))  # fmt: skip
     return Chapter("leaderboard", "Leaderboard", [table])
 
 
@@ -226,14 +243,14 @@ def _interval_text(group: Group) -> str:
     return "" if math.isnan(low) else f"{figure(low)} to {figure(high)}"
 
 
-def _board_note(found: "Findings", scored: list[Group]) -> str:
-    told = ["Last round's value; trials that differ in their seeds only share a row, with "
+def _board_note(findings: "Findings", scored: list[Group]) -> str:
+    parts = ["Last round's value; trials that differ in their seeds only share a row, with "
             "the mean and its bootstrap interval."]  # fmt: skip
     if len(scored) > SHOWN:
-        told.append(f"{len(scored) - SHOWN} more are left out.")
-    if without := len(found.groups) - len(scored):
-        told.append(f"{without} without a value.")
-    return " ".join(told)
+        parts.append(f"{len(scored) - SHOWN} more are left out.")
+    if without := len(findings.groups) - len(scored):
+        parts.append(f"{without} without a value.")
+    return " ".join(parts)
 
 
 def _rounds(trials: list[TrialRecord]) -> str:
@@ -249,15 +266,15 @@ def _states(trials: list[TrialRecord]) -> str:
 # ---- sweep and schedule ---------------------------------------------------------------------
 
 
-def sweep(found: "Findings", draw: "Drawer") -> Chapter:
+def sweep(findings: "Findings", draw: "Drawer") -> Chapter:
     """How the metric depends on what was varied; label efficiency has its own figures."""
     blocks: list[Any] = []
-    frame, metric = found.part, found.metric
+    frame, metric = findings.part, findings.metric
     known = metric in frame and sum(frame[metric].notna()) >= FEW
-    names = list(varying(frame)) if known and not found.curves else []
+    names = list(varying(frame)) if known and not findings.curves else []
     if len(names) > 1:
         blocks += draw("Each line is a trial, from its parameters to its result",
-                       figures.parallel, frame, metric, found.mode)  # fmt: skip
+                       figures.parallel, frame, metric, findings.mode)  # fmt: skip
     # A single choice among names is a leaderboard already.
     if len(names) > 1 or any(frame[name].dtype.kind in "if" for name in names):
         blocks += draw("The result against each parameter alone", figures.slices, frame, metric)
@@ -278,38 +295,40 @@ def _grid(frame: "pandas.DataFrame", names: list[str]) -> tuple[str, str] | None
     return max(pairs, key=lambda pair: levels[pair[0]] * levels[pair[1]], default=None)
 
 
-def schedule(found: "Findings", draw: "Drawer") -> Chapter:
+def schedule(findings: "Findings", draw: "Drawer") -> Chapter:
     """When which trial ran, and what early stopping saved."""
     blocks: list[Any] = []
-    if any(bars(one)[0] for one in found.experiments):
+    if any(bars(experiment)[0] for experiment in findings.experiments):
         blocks += draw("When which trial ran, and the best result so far", figures.timeline,
-                       found.experiments)  # fmt: skip
-    if (found.part.status == "stopped").any():
-        rounds = found.rounds[found.rounds.exp.isin([one.name for one in found.answering])]
-        blocks += draw("What early stopping saved", figures.rungs, rounds, found.part,
-                       found.metric)  # fmt: skip
+                       findings.experiments)  # fmt: skip
+    if (findings.part.status == "stopped").any():
+        rounds = findings.rounds[
+            findings.rounds.exp.isin([experiment.name for experiment in findings.answering])
+        ]
+        blocks += draw("What early stopping saved", figures.rungs, rounds, findings.part,
+                       findings.metric)  # fmt: skip
     return Chapter("schedule", "Schedule", blocks)
 
 
 # ---- failures -------------------------------------------------------------------------------
 
 
-def failures(found: "Findings", draw: "Drawer") -> Chapter:
+def failures(findings: "Findings", draw: "Drawer") -> Chapter:
     """Trials that failed or diverged with the first line of why, and what could not be read."""
     blocks: list[Any] = []
-    bad = [trial for trial in found.trials if trial.status in ("failed", "diverged")]
+    bad = [trial for trial in findings.trials if trial.status in ("failed", "diverged")]
     if bad:
         rows = [[f"{trial.exp}/{trial.name}", trial.status, f"{trial.last.get('round', 0)}",
                  _why(trial)] for trial in bad[:SHOWN]]  # fmt: skip
         more = f"{len(bad) - SHOWN} more are left out." if len(bad) > SHOWN else ""
         blocks.append(Table(["trial", "status", "round", "why"], rows, note=more))
-    lines = found.frame.attrs["unreadable"]
+    lines = findings.frame.attrs["unreadable"]
     if lines:
         more = f"{len(lines) - SHOWN} more are left out." if len(lines) > SHOWN else ""
         blocks.append(
             Table(["could not be read"], [[line] for line in lines[:SHOWN]], note=more)
         )
-    if torn := found.frame.attrs["torn"]:
+    if torn := findings.frame.attrs["torn"]:
         blocks.append(Text([f"{quantity(torn, 'damaged line')} left out."]))
     return Chapter("failures", "Failures", blocks)
 
@@ -323,34 +342,38 @@ def _why(trial: TrialRecord) -> str:
 # ---- configurations -------------------------------------------------------------------------
 
 
-def configurations(found: "Findings", draw: "Drawer") -> Chapter:
+def configurations(findings: "Findings", draw: "Drawer") -> Chapter:
     """In what the configurations behind the results differ."""
     blocks: list[Any] = []
-    for experiment in found.experiments:
-        sides = _sides(found, experiment)
+    for experiment in findings.experiments:
+        sides = _sides(findings, experiment)
         if len(sides) < 2:
             continue
         used = [settings(experiment, trials) for trials in sides.values()]
-        differ = {name: each for name, each in differences(used).items() if not is_seed(name)}
-        rows = [[name, *map(alternatives, each)] for name, each in list(differ.items())[:SHOWN]]
+        differ = {
+            name: column for name, column in differences(used).items() if not is_seed(name)
+        }
+        rows = [
+            [name, *map(alternatives, column)] for name, column in list(differ.items())[:SHOWN]
+        ]
         more = f"{len(differ) - SHOWN} more are left out." if len(differ) > SHOWN else ""
         if rows:
-            title = experiment.name if len(found.experiments) > 1 else ""
+            title = experiment.name if len(findings.experiments) > 1 else ""
             blocks.append(Table(["parameter", *sides], rows, note=more, title=title))
     return Chapter("configurations", "Differences of configuration", blocks)
 
 
-def _sides(found: "Findings", experiment: Experiment) -> dict[str, list[TrialRecord]]:
+def _sides(findings: "Findings", experiment: Experiment) -> dict[str, list[TrialRecord]]:
     """Methods, or few configurations, against each other; else the best against the rest."""
     trials = [trial for trial in experiment.trials if config(experiment, trial)]
-    if found.curves and experiment in found.answering:
-        part = found.frame.loc[found.frame.exp == experiment.name]
+    if findings.curves and experiment in findings.answering:
+        part = findings.frame.loc[findings.frame.exp == experiment.name]
         method = dict(zip(part.trial, efficiency.methods(part), strict=True))
         sides: dict[str, list[TrialRecord]] = {}
         for trial in trials:
             sides.setdefault(method[trial.name], []).append(trial)
         return sides
-    ranked = groups(trials, found.metric, found.mode)
+    ranked = groups(trials, findings.metric, findings.mode)
     heads = headings([group.values for group in ranked])
     if len(ranked) <= SIDE_BY_SIDE:
         return {values_text(group.values, heads) or group.trials[0].name: group.trials

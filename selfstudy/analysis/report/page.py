@@ -45,7 +45,7 @@ class Table:
         rows: a text a column each.
         strong: (row, column) of what is best.
         note: what it leaves out, and how it is read.
-        title: what it holds, where the chapter's title does not tell.
+        title: what it holds, unless the chapter's title says so.
     """
 
     head: Sequence[str]
@@ -123,9 +123,9 @@ def inline(picture: "Figure", label: str, number: int) -> Markup:
         label: what it shows, for those who cannot see it.
         number: its own on the page; names inside it begin with it.
     """
-    whole = canvas.svg(picture, f"figure{number}").decode()
-    whole = _LEFT_OUT.sub("", _CONTROL.sub(" ", whole[whole.index("<svg") :]))
-    root, _, body = whole.partition(">")
+    source = canvas.svg(picture, f"figure{number}").decode()
+    source = _LEFT_OUT.sub("", _CONTROL.sub(" ", source[source.index("<svg") :]))
+    root, _, body = source.partition(">")
     box = re.findall(r'viewBox="([\d. -]+)"', root)[0]
     wide = float(box.split()[2])
     body = re.sub(r"<[^>]+>", lambda tag: _slimmer(tag[0], f"f{number}"), body)
@@ -136,7 +136,7 @@ def inline(picture: "Figure", label: str, number: int) -> Markup:
 
 
 def _slimmer(tag: str, prefix: str) -> str:
-    """A tag of a figure with names of its own, the page's colour and font, and fewer digits."""
+    """A tag of a figure with unique ids, the page's colour and font, and fewer digits."""
     tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
     tag = tag.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     tag = tag.replace(canvas.BLACK, "currentColor")
@@ -165,5 +165,5 @@ def render(title: str, header: dict[str, Any], chapters: list[Chapter], refresh:
         finalize=clean,
     )  # fmt: skip
     template = surroundings.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, header=header, refresh=refresh,
-                           chapters=[one for one in chapters if one.blocks])  # fmt: skip
+    filled = [chapter for chapter in chapters if chapter.blocks]
+    return template.render(title=title, header=header, refresh=refresh, chapters=filled)

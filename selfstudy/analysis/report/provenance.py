@@ -25,7 +25,7 @@ MOST_BYTES = 500_000  # of a picture
 ALL_BYTES = 1_200_000  # of all pictures, since the page is to stay small
 MOST_PREDICTIONS = 1 << 24  # bytes
 MOST_CLASSES = 100
-LINES = 20_000  # of rounds.csv; beyond, or beyond its size, only last rounds are told
+LINES = 20_000  # of rounds.csv; beyond, or beyond its size, only last rounds are listed
 CSV_BYTES = 700_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -38,21 +38,21 @@ def environment(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _object(told: dict[str, Any], key: str) -> dict[str, Any]:
-    value = told.get(key)
+def _object(record: dict[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
     return value if isinstance(value, dict) else {}
 
 
-def commit(told: dict[str, Any]) -> str:
+def commit(record: dict[str, Any]) -> str:
     """The commit, and whether files differed from it."""
-    git = _object(told, "git")
+    git = _object(record, "git")
     name = str(git.get("commit", ""))[:12]
     return f"{name}, with changes that are in no commit" if git.get("changed") else name
 
 
-def hardware(told: dict[str, Any]) -> str:
+def hardware(record: dict[str, Any]) -> str:
     """System, processors and accelerators."""
-    machine = _object(told, "machine")
+    machine = _object(record, "machine")
     devices = machine.get("devices")
     words = [f"{machine.get('system', '')} {machine.get('machine', '')}".strip(),
              f"{machine['cpus']} CPUs" if "cpus" in machine else "",
@@ -60,29 +60,29 @@ def hardware(told: dict[str, Any]) -> str:
     return ", ".join(filter(None, words))
 
 
-def versions(told: dict[str, Any]) -> str:
+def versions(record: dict[str, Any]) -> str:
     """Such as 'python 3.11.7, torch 2.14.1'."""
-    return ", ".join(f"{name} {value}" for name, value in _object(told, "versions").items())
+    return ", ".join(f"{name} {value}" for name, value in _object(record, "versions").items())
 
 
-def distinct(told: Iterable[dict[str, Any]], text: Callable[[dict], str]) -> list[str]:
+def distinct_texts(records: Iterable[dict[str, Any]], text: Callable[[dict], str]) -> list[str]:
     """The different texts of environments."""
-    return list(dict.fromkeys(filter(None, map(text, told))))
+    return list(dict.fromkeys(filter(None, map(text, records))))
 
 
 def plan_commands(experiments: Iterable[Experiment]) -> list[str]:
     """The command that has made each experiment."""
-    found = (experiment.manifest.plan.get("command", "") for experiment in experiments)
-    return list(dict.fromkeys(filter(None, found)))
+    commands = (experiment.manifest.plan.get("command", "") for experiment in experiments)
+    return list(dict.fromkeys(filter(None, commands)))
 
 
 # ---- pictures -------------------------------------------------------------------------------
 
 
-def pictures(found: "Findings", draw: "Drawer") -> Chapter:
+def pictures(findings: "Findings", draw: "Drawer") -> Chapter:
     """What trials have drawn, those of the best first, and the best one's confusions."""
-    trials = [trial for group in found.groups for trial in group.trials]
-    trials += [trial for trial in found.trials if trial not in trials]
+    trials = [trial for group in findings.groups for trial in group.trials]
+    trials += [trial for trial in findings.trials if trial not in trials]
     items: list[tuple[str, str]] = []
     size, left_out = 0, 0
     for trial in trials:
@@ -154,10 +154,10 @@ def _classes(texts: list[str]) -> list[Any]:
 # ---- provenance -----------------------------------------------------------------------------
 
 
-def origins(found: "Findings", draw: "Drawer") -> Chapter:
+def origins(findings: "Findings", draw: "Drawer") -> Chapter:
     """How each experiment was made, and on what data."""
     blocks: list[Any] = []
-    for experiment in found.experiments:
+    for experiment in findings.experiments:
         plan = experiment.manifest.plan
         spec = plan.get("spec", {})
         begun = [event.get("command") for event in experiment.manifest.events
@@ -172,38 +172,38 @@ def origins(found: "Findings", draw: "Drawer") -> Chapter:
             ("settings", given_settings(plan)),
             ("gin files", spec.get("gin", [])),
             ("parameters", spec.get("params", [])),
-            ("commands", list(dict.fromkeys(one for one in commands if isinstance(one, str)))),
+            ("commands", list(dict.fromkeys(c for c in commands if isinstance(c, str)))),
             ("data (SHA-256)", [f"{name}: {str(value)[:16]}" for name, value in data.items()]),
         ]  # fmt: skip
         blocks.append(Facts([row for row in rows if row[1]]))
     return Chapter("provenance", "Provenance", blocks)
 
 
-def downloads(found: "Findings", draw: "Drawer") -> Chapter:
+def downloads(findings: "Findings", draw: "Drawer") -> Chapter:
     """The numbers behind the page, as files inside it."""
     items = []
-    if len(found.frame):
-        items.append(_download("trials.csv", sheets.csv(found.frame), "a row per trial"))
-    if len(found.rounds):
-        items.append(_download("rounds.csv", *_rounds(found)))
-    if found.curves:
-        text = sheets.csv(efficiency.table(found.curves))
+    if len(findings.frame):
+        items.append(_download("trials.csv", sheets.csv(findings.frame), "a row per trial"))
+    if len(findings.rounds):
+        items.append(_download("rounds.csv", *_rounds(findings)))
+    if findings.curves:
+        text = sheets.csv(efficiency.table(findings.curves))
         about = "a row per data set, method and number of labels"
         items.append(_download("table.csv", text, about))
     return Chapter("downloads", "Downloads", [Downloads(items)] if items else [])
 
 
-def _rounds(found: "Findings") -> tuple[str, str]:
+def _rounds(findings: "Findings") -> tuple[str, str]:
     """Rounds as CSV in six digits; where that is too much, the last one of each trial."""
-    if len(found.rounds) <= LINES:
-        short = found.rounds.map(lambda value: float(f"{value:.6g}")
+    if len(findings.rounds) <= LINES:
+        short = findings.rounds.map(lambda value: float(f"{value:.6g}")
                                  if isinstance(value, float) else value)  # fmt: skip
         text = sheets.csv(short)
         if len(text) <= CSV_BYTES:
             return text, "a row per trial and round"
-    last = found.rounds.drop_duplicates(["exp", "trial"], keep="last")
+    last = findings.rounds.drop_duplicates(["exp", "trial"], keep="last")
     return sheets.csv(last), (
-        f"the last round of each trial; all {len(found.rounds):,} are too many for a page"
+        f"the last round of each trial; all {len(findings.rounds):,} are too many for a page"
     )
 
 
