@@ -187,8 +187,8 @@ class Preset:
             )
             raise UserError(
                 f"{self}({switches}): no method is like that; without a momentum encoder there "
-                "are VICReg (loss_type='vic') and SimCLR (loss_type='ce', negatives from the batch "
-                "alone, both augmentations as queries)"
+                "are VICReg (loss_type='vic') and SimCLR (loss_type='ce', negatives from the "
+                "batch alone, both augmentations as queries)"
             )
         bindings: dict[str, Any] = {}
         if method != self.method:

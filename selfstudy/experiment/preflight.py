@@ -78,8 +78,8 @@ def check(
     left = plan.unfinished() if resumed else plan.rows
     if len(left) > MANY:
         print(f"checking {len(left)} trials", file=sys.stderr)
-    trials = _check_trials(plan, [Row(row.name, _without(row.overrides, promised)) for row in left],
-                           prepare)  # fmt: skip
+    rows = [Row(row.name, _without(row.overrides, promised)) for row in left]
+    trials = _check_trials(plan, rows, prepare)
     others = (
         _check_search(plan, ray_args, prepare, [*trials.values()], search) if search else []
     )

@@ -2,7 +2,8 @@
 
 A search algorithm suggests, the manifest remembers: each suggestion is a row of the plan
 before it starts. After a restart the unfinished rows come first, Optuna goes on from its own
-file in the experiment's folder, and ASHA and the median rule get the earlier results again (`replay.py`).
+file in the experiment's folder, and ASHA and the median rule get the earlier results again
+(`replay.py`).
 """
 
 import dataclasses
