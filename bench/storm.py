@@ -28,8 +28,8 @@ import paths
 from bench.common import table
 from selfstudy.configure import Spec
 from selfstudy.experiment import rehearsal, summary
-from selfstudy.experiment import resources as shares
 from selfstudy.experiment.plan import Plan, Row
+from selfstudy.experiment.resources import trials_at_once
 from selfstudy.train.simulation import Simulation
 from util import files
 from util.environment import cpus
@@ -59,12 +59,9 @@ def processes(experiments: Path) -> Iterator[tuple[int, str]]:
 
 
 def workers(experiments: Path) -> list[int]:
-    """Process ids of workers that run a trial."""
-    return [
-        pid
-        for pid, line in processes(experiments)
-        if line.startswith("ray::") and "Trainable" in line
-    ]
+    """Process ids of workers that run a trial; Ray calls them so within and between rounds."""
+    names = ("ray::ResourceTrainable", "ray::Worker")
+    return [pid for pid, line in processes(experiments) if line.startswith(names)]
 
 
 def until(condition: Callable[[], Any], seconds: float) -> Any:
@@ -399,7 +396,7 @@ def kept_rounds(plan: Plan) -> int:
 
 def most_repeated(storm: Storm, plan: Plan) -> int:
     """Upper bound of repeated rounds: those since the last checkpoint, per killed worker."""
-    at_once = shares.at_once(plan.exp_args["resources_per_trial"], cpus(), 0)
+    at_once = trials_at_once(plan.exp_args["resources_per_trial"], cpus(), 0)
     count = collections.Counter(storm.kills)
     interval = plan.exp_args["checkpoint_freq"] or int(plan.last(plan.rows[0])["rounds"])
     return interval * (count["worker SIGKILL"] + at_once * count["driver SIGKILL"])

@@ -293,10 +293,10 @@ def test_the_search_of_your_own_is_a_ray_config_whose_parameters_exist(tmp_path,
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.py").write_text(example)
     monkeypatch.setattr(paths, "RAY_DIR", tmp_path)
-    given = rayconfig.exp_args("mine")
+    config = rayconfig.exp_args("mine").config
     registry.discover()
-    assert given["config"]
-    for name, space in given["config"].items():
+    assert config
+    for name, space in config.items():
         configure.load(configure.Spec(), {name: space.sample()})
 
 

@@ -1,10 +1,13 @@
 """Schedules against numpy and torch, optimizers by name, meters against plain sums."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from selfstudy import configure, registry
+from selfstudy.tasks import metrics
 from selfstudy.train import meters, optim
 from selfstudy.train.schedules import piecewise_linear
 from util.errors import UserError
@@ -144,20 +147,40 @@ def test_fused_steps_equal_plain_ones():
     assert torch.allclose(ours[0], plain[0], atol=1e-6)
 
 
+def rows(values: list[float], counted: list[bool]) -> dict[str, metrics.Metric]:
+    return {"loss": metrics.ratio(torch.tensor(values), torch.tensor(counted))}
+
+
 def test_running_mean_keeps_95_percent():
-    meter, expected = meters.RunningMean(), None
+    meter, expected = meters.RunningMeter(), None
     for value in (1.0, 3.0, -2.0):
-        meter.update({"loss": torch.tensor(value)}, 4)
+        meter.update(rows([value] * 4, [True] * 4))
         expected = value if expected is None else 0.95 * expected + 0.05 * value
     assert meters.read({"train": meter}) == pytest.approx({"train_loss": expected})
-    copy = meters.RunningMean()
+    copy = meters.RunningMeter()
     copy.load_state_dict(meter.state_dict(), torch.device("cpu"))
+    for one in (meter, copy):
+        one.update(rows([5.0] * 4, [True] * 4))
     assert meters.read({"train": copy}) == meters.read({"train": meter})
 
 
-def test_weighted_mean_counts_rows():
-    meter = meters.WeightedMean()
-    meter.update({"a": torch.tensor(1.0), "b": torch.tensor(0.0)}, 30)
-    meter.update({"a": torch.tensor(4.0), "b": torch.tensor(1.0)}, 10)
-    empty = meters.WeightedMean()
-    assert meters.read({"valid": meter, "test": empty}) == {"valid_a": 1.75, "valid_b": 0.25}
+def test_running_mean_weighs_minibatches_by_what_counted():
+    meter = meters.RunningMeter()
+    meter.update(rows([1.0, 9.0], [True, False]))
+    meter.update(rows([9.0, 9.0], [False, False]))  # changes nothing
+    assert meters.read({"train": meter}) == pytest.approx({"train_loss": 1.0})
+    meter.update(rows([4.0, 6.0], [True, True]))
+    kept, new = 0.95**2, 0.05 * 2
+    expected = (kept * 1.0 + new * 5.0) / (kept + new)
+    assert meters.read({"train": meter}) == pytest.approx({"train_loss": expected})
+
+
+def test_a_meter_sums_over_minibatches_and_says_where_nothing_counted():
+    meter = meters.Meter()
+    meter.update(rows([1.0, 2.0, 9.0], [True, True, False]))
+    meter.update(rows([6.0], [True]))
+    assert meters.read({"valid": meter, "test": meters.Meter()}) == {"valid_loss": 3.0}
+    empty = meters.Meter()
+    empty.update(rows([6.0], [False]))
+    assert math.isnan(meters.read({"valid": empty})["valid_loss"])
+    assert meter.has_counted("loss") and not empty.has_counted("loss")

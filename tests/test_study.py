@@ -63,7 +63,11 @@ def test_a_trial_leaves_what_is_promised(experiments):
     assert card["overrides"] == {"session.seed": 3} and card["seed"] == 3
     assert card["config"]["ResNet.width"] == 0.125 and card["metrics"]["test_accuracy"] >= 0
     gin.clear_config()  # the recorded configuration parses to the same again
-    configure._parse((one.folder / "config.gin").read_text(), "config.gin", ("config.gin",))
+    configure._bind_all(
+        configure._in_text(
+            (one.folder / "config.gin").read_text(), "config.gin", ("config.gin",)
+        )
+    )
     assert configure.current_bindings()["scheduler.milestones"] == [1.0, 3.0]
 
 
@@ -151,7 +155,7 @@ def test_a_killed_worker_is_continued(experiments):
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     results = experiments / "kill" / "e_0000" / paths.RESULT
     until(lambda: len(files.read_lines(results)) >= 3, SPENT)
-    found = workers(experiments)
+    found = until(lambda: workers(experiments), SPENT)
     assert found, "no worker was found"
     os.kill(found[0], signal.SIGKILL)
     out, err = run.communicate(timeout=SPENT)
