@@ -44,8 +44,8 @@ WAITING = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config) -> int:
-    """Two workers more than cores, since slow tests wait most of the time."""
-    return min(cpus() + 2, 8)
+    """One worker more than cores, since slow tests wait most of the time."""
+    return min(cpus() + 1, 8)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -122,7 +122,7 @@ import sys; sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from worlds import Fake, surroundings
 from selfstudy.render import produce
-produce.produce(Path(sys.argv[3]), Fake(seconds=0.05), 240, 8, 2)
+produce.produce(Path(sys.argv[3]), Fake(seconds=0.2), 240, 8, 2)
 """
 
 
@@ -138,7 +138,7 @@ def start_slowly(path):
     environment = os.environ | {"SELFSTUDY_EXP": str(path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while pieces(path) < 2:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
