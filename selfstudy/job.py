@@ -131,6 +131,16 @@ class Job(Protocol):
         ...
 
 
+def round_entries(done: int, rounds: float) -> dict[str, Any]:
+    """The entries that every result line has, after `done` of `rounds` rounds."""
+    return {
+        "round": done,
+        "training_iteration": done,
+        "rounds": rounds,
+        "is_finished": done >= rounds,
+    }
+
+
 @configurable("trial")
 def job(
     job: Annotated[str, Names("job")] = "session", processes: int = 1

@@ -4,7 +4,7 @@ import math
 import time
 from typing import Any
 
-from selfstudy.job import Report, silent
+from selfstudy.job import Report, round_entries, silent
 from util.errors import UserError
 
 
@@ -47,10 +47,7 @@ class Evaluation:
             numbers |= {"mean_accuracy": accuracy, "best_accuracy": best}
         return numbers | {
             "round_s": time.perf_counter() - start,
-            "round": self.rounds_done,
-            "training_iteration": self.rounds_done,
-            "rounds": self.rounds,
-            "is_finished": self.finished,
+            **round_entries(self.rounds_done, self.rounds),
         }
 
     def state_dict(self) -> dict[str, Any]:

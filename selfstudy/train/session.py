@@ -10,7 +10,7 @@ import torch
 from selfstudy import devices, distributed, registry
 from selfstudy.data.augment import augment
 from selfstudy.data.loader import Loader, derived_seed
-from selfstudy.job import DataUse, Report, silent
+from selfstudy.job import DataUse, Report, round_entries, silent
 from selfstudy.registry import Names, config_scope, configurable, register
 from selfstudy.storage import snapshot
 from selfstudy.train import meters, optim, preview
@@ -180,10 +180,7 @@ class Session:
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "images_per_s": images / train_seconds,
             "round_s": self._seconds(start),
-            "round": self.rounds_done,
-            "training_iteration": self.rounds_done,
-            "rounds": self.rounds,
-            "is_finished": self.finished,
+            **round_entries(self.rounds_done, self.rounds),
         }
 
     def _seconds(self, start: float) -> float:

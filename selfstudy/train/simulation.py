@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from selfstudy.job import DataUse, Report, silent
+from selfstudy.job import DataUse, Report, round_entries, silent
 from selfstudy.registry import configurable, register
 from util.errors import UserError
 
@@ -120,10 +120,7 @@ class Simulation:
             "mean_accuracy": self.accuracy,
             "best_accuracy": self.best_accuracy,
             "round_s": time.perf_counter() - start,
-            "round": self.rounds_done,
-            "training_iteration": self.rounds_done,
-            "rounds": self.rounds,
-            "is_finished": self.finished,
+            **round_entries(self.rounds_done, self.rounds),
         }
 
     def state_dict(self) -> dict[str, Any]:
